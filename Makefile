@@ -1,0 +1,82 @@
+# make book    build the book; prints the page to open
+# make test    unit tests, notebooks, style
+# Both set up .venv by themselves, once. They need Python 3.11 or newer and make, no more.
+#
+#   make book PYTHON=python3.12                                     another Python
+#   make book TORCH_INDEX=https://download.pytorch.org/whl/cpu      PyTorch's small CPU build (on Linux the usual one
+#                                                                   brings several GB of CUDA)
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+# Exact versions; the weekly run gives other files.
+CONSTRAINTS ?= constraints.txt
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# "torch==2.13.0", as locked, or plain "torch" where the constraints do not name it
+TORCH ?= torch$(shell sed -n 's/^torch\(==.*\)/\1/p' $(CONSTRAINTS))
+
+# The kernel "python3" is the one of .venv, whatever other kernels the user has; inline figures need MPLBACKEND unset.
+export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
+export PYTHONHASHSEED := 0
+unexport MPLBACKEND
+
+# Install lsbook in the environment $(1), with pip's further options $(2).
+define install
+$(if $(TORCH_INDEX),$(1)/bin/pip install --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)",)
+$(1)/bin/pip install $(2) "$(TORCH)" -e ".[book,test]"
+endef
+
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "$(PYTHON) is missing or older than Python 3.11; name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	exit 1; }
+endef
+
+.PHONY: help book test lint format lock clean distclean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	$(check_python)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(call install,.venv,-c $(CONSTRAINTS))
+	touch $@
+
+book: $(INSTALLED) ## build the book into _build/html
+	$(BIN)/python -m lsbook sample totalseg || echo "No sample CT: going on without it, the chapters show the phantom."
+	rm -rf _build
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/python tools/check_book.py
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+test: lint ## style, unit tests and notebooks, with durations
+	MPLBACKEND=agg $(BIN)/pytest tests --durations=15
+	$(BIN)/pytest book --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=0
+
+lint: $(INSTALLED) ## style of code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --keep-id --verify book/*.ipynb
+
+format: $(INSTALLED) ## put code and notebooks in style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout --keep-id book/*.ipynb
+
+lock: ## make constraints.txt anew; TORCH=torch==X.Y.Z moves PyTorch
+	$(check_python)
+	$(PYTHON) -m venv --clear build/lock
+	$(call install,build/lock,)
+	echo "# Made by 'make lock': pip freeze of a new environment, Python $$(build/lock/bin/python -c \
+	'import platform; print(platform.python_version())'), with .[book,test] in it." > build/constraints.txt
+	build/lock/bin/pip freeze --exclude lsbook | sed 's/+cpu$$//' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean: ## remove what was built
+	rm -rf _build build .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean ## remove the environment too
+	rm -rf .venv lsbook.egg-info

@@ -1,0 +1,149 @@
+"""The command line: ``python -m lsbook {train,predict,evaluate,sample}``."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from . import __version__
+from .ct import Preprocessing, SliceDataset, find_scans, split
+from .files import atomic_path, cache_folder
+from .inference import score_scan, segment
+from .metrics import dice
+from .networks import MODELS
+from .nifti import read_volume, write_mask
+from .phantom import write_cohort
+from .sample import prefetch
+from .training import densest_point, load_checkpoint, train
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m lsbook", description="Level set networks on liver CT.")
+    main.add_argument("--version", action="version", version=f"lsbook {__version__}")
+    commands = main.add_subparsers(dest="command", required=True)
+
+    c = commands.add_parser("train", help="train a model on one fold, then test it on the held-out scans")
+    c.add_argument("--data", required=True, help="folder laid out as LiTS or MSD, or the word 'phantom'")
+    c.add_argument("--model", required=True, choices=MODELS)
+    c.add_argument("--fold", type=int, default=0, help="number of the fold that is tested, from 0 (default 0)")
+    c.add_argument("--folds", type=int, default=5)
+    c.add_argument("--size", type=int, default=128, help="side of the working slices in pixels (default 128)")
+    c.add_argument("--window", type=float, nargs=2, default=(-40.0, 160.0), metavar=("LOW", "HIGH"), help="in HU")
+    c.add_argument("--epochs", type=int, default=10)
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--batch", type=int, default=16)
+    c.add_argument("--rate", type=float, default=1e-3, help="Adam's step (default 1e-3)")
+    c.add_argument("--all-slices", action="store_true", help="not only the slices of the liver's range")
+    c.add_argument("--steps", type=int, default=100, help="time steps of a level set network (default 100)")
+    c.add_argument("--contrast", type=float, default=0.05, help="edge scale of LSE, per pixel (default 0.05)")
+    c.add_argument("--seed-radius", type=float, default=0.06, help="of the first disc, as a fraction of the size")
+    c.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="scans of one person")
+    c.add_argument("--devices", default="1", help="processes or GPUs, as Lightning Fabric counts them (default 1)")
+    c.add_argument("--out", type=Path, required=True)
+
+    c = commands.add_parser("predict", help="segment a scan; the result is on the scan's own grid")
+    c.add_argument("--weights", type=Path, required=True, help="best.safetensors of a training")
+    c.add_argument("--image", type=Path, required=True)
+    c.add_argument("--out", type=Path, required=True)
+
+    c = commands.add_parser("evaluate", help="compare two masks; JSON on standard output")
+    c.add_argument("--reference", type=Path, required=True)
+    c.add_argument("--prediction", type=Path, required=True)
+
+    c = commands.add_parser("sample", help="fetch sample CT scans into the cache")
+    c.add_argument("names", nargs="*", default=["totalseg", "lits117"], metavar="NAME", help="totalseg, lits117")
+    return main
+
+
+def command_train(args: argparse.Namespace) -> None:
+    folder = write_cohort(cache_folder("phantom")) if args.data == "phantom" else Path(args.data)
+    scans = {scan.name: scan for scan in find_scans(folder)}
+    names = split(list(scans), args.fold, args.folds, [group.split(",") for group in args.same_patient])
+    preprocessing = Preprocessing(args.size, *args.window)
+    parts = [SliceDataset([scans[n] for n in part], preprocessing, args.all_slices) for part in names[:2]]
+    options: dict = {}
+    if not args.model.startswith("unet"):
+        options = {"steps": args.steps, "seed": densest_point(parts[0], args.seed_radius)}
+        options |= {"contrast": args.contrast} if args.model == "lse" else {}
+        options |= {"checkpoint_every": 10} if args.model == "lsn" else {}
+    provenance = {
+        "data": args.data if args.data == "phantom" else folder.name,
+        "fold": args.fold,
+        "folds": args.folds,
+        "scans": names._asdict(),
+        "all_slices": args.all_slices,
+        "lsbook": __version__,
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    devices = args.devices if args.devices == "auto" else int(args.devices)
+    fabric = Fabric(accelerator="auto", devices=devices)
+    rows = train(
+        args.model,
+        options,
+        *parts,
+        preprocessing,
+        args.out,
+        epochs=args.epochs,
+        seed=args.seed,
+        batch=args.batch,
+        rate=args.rate,
+        provenance=provenance,
+        fabric=fabric,
+    )
+    if fabric.global_rank == 0:
+        model, _, info = load_checkpoint(args.out / "best.safetensors")
+        results = {name: score_scan(model, preprocessing, scans[name]) for name in names.test}
+        means = {key: float(np.mean([r[key] for r in results.values()])) for key in next(iter(results.values()))}
+        report = {"mean": means, "scans": results, "parameters": sum(p.numel() for p in model.parameters())}
+        report |= {"epochs": len(rows), "checkpoint": info}
+        with atomic_path(args.out / "metrics.json") as partial:
+            partial.write_text(json.dumps(report, indent=1) + "\n")
+        print(json.dumps({"model": args.model, "fold": args.fold, **means}))
+
+
+def command_predict(args: argparse.Namespace) -> None:
+    model, preprocessing, _ = load_checkpoint(args.weights)
+    volume = read_volume(args.image)
+    mask = segment(model, preprocessing, volume)
+    write_mask(args.out, mask, volume)
+    print(f"{args.out}: liver of {mask.sum() * np.prod(volume.spacing) / 1000:.0f} ml in {volume.data.shape[2]} slices")
+
+
+def command_evaluate(args: argparse.Namespace) -> None:
+    reference, prediction = (read_volume(path, labels=True) for path in (args.reference, args.prediction))
+    if reference.data.shape != prediction.data.shape:
+        raise ValueError(f"{args.prediction}: has shape {prediction.data.shape}, the reference {reference.data.shape}")
+    print(json.dumps({"dice": dice(reference.data, prediction.data)}))
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, or None outside a repository."""
+    here = Path(__file__).parent
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return result.stdout.strip() or None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a fault of the input gives one line on standard error and status 2."""
+    args = parser().parse_args(argv)
+    commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate}
+    try:
+        if args.command == "sample":
+            return prefetch(args.names)
+        commands[args.command](args)
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"lsbook: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""One training loop for the whole ladder, and the checkpoints it leaves.
+
+Lightning Fabric runs the same loop on a CPU, a GPU or many processes. After each epoch the state is written: a run that
+was cut goes on where it stopped and ends with the same numbers: all randomness of an epoch comes from (seed, epoch).
+"""
+
+import csv
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .ct import Preprocessing, SliceDataset
+from .files import atomic_path
+from .levelset import gaussian_blur
+from .metrics import dice
+from .networks import LevelSetNetwork, build_model
+
+COEFFICIENT_RATE = 30  # the three scalars of the equation learn so many times faster than a kernel's weights
+
+
+def soft_dice_loss(prediction: Tensor, target: Tensor, smooth: float = 0.01) -> Tensor:
+    """|y - p|^2 / (|y|^2 + |p|^2 + s), mean over the slices: the paper's squared soft Dice with a smoothing term.
+
+    s is ``smooth`` times the number of pixels. Without it a slice with no liver gives 1 whatever p is; with it the loss
+    falls to 0 as p does.
+
+    Args:
+        prediction, target: probabilities and mask, ``(B, 1, H, W)``.
+    """
+    error = ((target - prediction) ** 2).sum(dim=(1, 2, 3))
+    size = (target**2).sum(dim=(1, 2, 3)) + (prediction**2).sum(dim=(1, 2, 3))
+    return (error / (size + smooth * target[0].numel())).mean()
+
+
+def densest_point(dataset: SliceDataset, radius: float = 0.06) -> tuple[float, float, float]:
+    """Seed disc (y, x, radius), as fractions: where most slices of the dataset have liver. Use training scans only."""
+    mean = torch.stack([target for _, target in dataset]).mean(dim=0, keepdim=True)
+    size = mean.shape[-1]
+    peak = int(gaussian_blur(mean, 0.02 * size).argmax())
+    return (peak // size + 0.5) / size, (peak % size + 0.5) / size, radius
+
+
+def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Adam; the coefficients of the equation are a group of their own with a higher rate."""
+    scalars = [p for name, p in model.named_parameters() if name == "raw"]
+    others = [p for name, p in model.named_parameters() if name != "raw"]
+    groups = [{"params": others, "lr": rate}, {"params": scalars, "lr": rate * COEFFICIENT_RATE}]
+    return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def scan_dice(model: nn.Module, dataset: SliceDataset, batch: int = 16) -> dict[str, float]:
+    """Dice of each scan over all its slices in the dataset, at working size, threshold 0.5."""
+    device = next(model.parameters()).device
+    model.eval()
+    found, truth = [], []
+    with torch.no_grad():
+        for image, target in DataLoader(dataset, batch):
+            found.append((model(image.to(device)) > 0.5).cpu().numpy())
+            truth.append(target.numpy())
+    found, truth = np.concatenate(found), np.concatenate(truth)
+    numbers = np.array([number for number, _ in dataset.index])
+    return {scan.name: dice(truth[numbers == n], found[numbers == n]) for n, scan in enumerate(dataset.scans)}
+
+
+def save_checkpoint(path: str | os.PathLike, model: nn.Module, info: dict) -> None:
+    """Weights as safetensors, with ``info`` (model, options, preprocessing, provenance) as JSON in its metadata."""
+    with atomic_path(path) as partial:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, {"lsbook": json.dumps(info)})
+
+
+def load_checkpoint(path: str | os.PathLike) -> tuple[nn.Module, Preprocessing, dict]:
+    """The model of a checkpoint, ready to predict, its preprocessing and its info.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file is missing or was not written by :func:`save_checkpoint`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python -m lsbook train`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads((file.metadata() or {})["lsbook"])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        model = build_model(info["model"], **info["options"])
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this package ({error}); give a best.safetensors") from error
+    return model.eval(), Preprocessing(**info["preprocessing"]), info
+
+
+def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
+    """One pass over the loader; the mean loss.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    model.train()
+    total = 0.0
+    for image, target in loader:
+        optimizer.zero_grad()
+        loss = soft_dice_loss(model(image), target)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("the loss is not finite; lower the learning rate and check the input for NaN")
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        total += float(loss.detach()) / len(loader)
+    return total
+
+
+def train(
+    name: str,
+    options: dict,
+    train_set: SliceDataset,
+    validation_set: SliceDataset,
+    preprocessing: Preprocessing,
+    out: str | os.PathLike,
+    epochs: int,
+    seed: int = 0,
+    batch: int = 16,
+    rate: float = 1e-3,
+    provenance: dict | None = None,
+    fabric: Fabric | None = None,
+) -> list[dict]:
+    """Train a model of the ladder; go on from ``out`` if a run with the same settings was cut there.
+
+    Writes to ``out``: ``best.safetensors`` (highest mean Dice over the validation scans), ``last.pt`` (state to go on
+    from), ``log.csv`` and ``log.json``.
+
+    Returns:
+        One row an epoch: epoch, loss, validation Dice, and for level set networks alpha, beta, gamma.
+
+    Raises:
+        ValueError: if ``out`` holds a run with other settings.
+    """
+    out = Path(out)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    torch.manual_seed(seed)
+    bare = build_model(name, **options)
+    model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
+    settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing)}
+    settings |= {"seed": seed, "batch": batch, "rate": rate, "train": [scan.name for scan in train_set.scans]}
+    settings = json.loads(json.dumps(settings))
+    rows: list[dict] = []
+    if (out / "last.pt").is_file():
+        state = torch.load(out / "last.pt", map_location=fabric.device, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(f"{out}: holds a run with other settings; choose another --out or remove it")
+        bare.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        rows = state["rows"]
+
+    for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, leave=False):
+        torch.manual_seed(seed * 100_003 + epoch)
+        order = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        loader = fabric.setup_dataloaders(DataLoader(train_set, batch, shuffle=True, generator=order))
+        row = {"epoch": epoch + 1, "loss": train_epoch(fabric, model, optimizer, loader)}
+        row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
+        if isinstance(bare, LevelSetNetwork):
+            row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))
+        best = not rows or row["validation_dice"] > max(r["validation_dice"] for r in rows)
+        rows.append(row)
+        if fabric.global_rank == 0:
+            if best:
+                save_checkpoint(out / "best.safetensors", bare, settings | {"epoch": epoch + 1} | (provenance or {}))
+            write_log(out, rows)
+            state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"rows": rows, "settings": settings}
+            with atomic_path(out / "last.pt") as partial:
+                torch.save(state, partial)
+        fabric.barrier()
+    return rows
+
+
+def write_log(out: Path, rows: list[dict]) -> None:
+    """The rows as ``log.csv`` and ``log.json``."""
+    with atomic_path(out / "log.csv") as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_path(out / "log.json") as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
