@@ -1,6 +1,6 @@
 """All steps of the level set equation fused into one loop, with a hand-derived adjoint: the fast form for training.
 
-The same update as :class:`lsbook.levelset.LevelSetStep`, compiled by numba for the CPU. Forward keeps u of every step and
+The same update as :class:`lsbook.levelset.LevelSetStep`, compiled by numba. Forward keeps u of each step and
 nothing else; backward walks the steps in reverse, forms each pixel's differences again and scatters the gradient to its
 nine neighbours. In torch's autograd the same would keep about a hundred arrays per step.
 

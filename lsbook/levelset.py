@@ -112,7 +112,8 @@ def curvature(d: Differences, epsilon: float) -> Tensor:
 def divergence_curvature(u: Tensor, epsilon: float, spacing: Spacing = (1.0, 1.0)) -> Tensor:
     """kappa |grad u| as div(grad u / |grad u|) |grad u|, by central differences twice.
 
-    A 5x5 stencil, blind to odd-even noise. This is the form the level set network can learn; :func:`curvature` is the better scheme.
+    A 5x5 stencil, blind to odd-even noise. This is the form that the level set network can learn; :func:`curvature` is
+    the better scheme.
     """
     uy, ux = central_gradient(u, spacing)
     norm = (ux**2 + uy**2 + epsilon).sqrt()
