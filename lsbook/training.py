@@ -6,6 +6,7 @@ was cut goes on where it stopped and ends with the same numbers: all randomness 
 
 import csv
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -97,6 +98,17 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[nn.Module, Preprocessing, 
     return model.eval(), Preprocessing(**info["preprocessing"]), info
 
 
+def jitter(image: Tensor) -> Tensor:
+    """Random gain (0.8 to 1.25) and offset (-0.4 to 0.4) of each slice, clipped to [-1, 1] like the window.
+
+    It stands for contrast phases and windows that the training scans do not show. It draws from torch's generator.
+    """
+    shape = (len(image), 1, 1, 1)
+    gain = torch.empty(shape).uniform_(math.log(0.8), math.log(1.25)).exp()
+    offset = torch.empty(shape).uniform_(-0.4, 0.4)
+    return (image * gain.to(image) + offset.to(image)).clamp(-1, 1)
+
+
 def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
     """One pass over the loader; the mean loss.
 
@@ -107,7 +119,7 @@ def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimiz
     total = 0.0
     for image, target in loader:
         optimizer.zero_grad()
-        loss = soft_dice_loss(model(image), target)
+        loss = soft_dice_loss(model(jitter(image)), target)
         if not torch.isfinite(loss):
             raise FloatingPointError("the loss is not finite; lower the learning rate and check the input for NaN")
         fabric.backward(loss)
