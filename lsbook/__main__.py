@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--contrast", type=float, default=0.05, help="edge scale of LSE, per pixel (default 0.05)")
     c.add_argument("--seed-radius", type=float, default=0.06, help="of the first disc, as a fraction of the size")
     c.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="scans of one person")
+    c.add_argument("--start-from", type=Path, help="checkpoint whose weights the model takes over where it has them")
     c.add_argument("--devices", default="1", help="processes or GPUs, as Lightning Fabric counts them (default 1)")
     c.add_argument("--out", type=Path, required=True)
 
@@ -97,6 +98,7 @@ def command_train(args: argparse.Namespace) -> None:
         rate=args.rate,
         provenance=provenance,
         fabric=fabric,
+        start_from=args.start_from,
     )
     if fabric.global_rank == 0:
         model, _, info = load_checkpoint(args.out / "best.safetensors")

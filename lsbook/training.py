@@ -142,8 +142,11 @@ def train(
     rate: float = 1e-3,
     provenance: dict | None = None,
     fabric: Fabric | None = None,
+    start_from: str | os.PathLike | None = None,
 ) -> list[dict]:
     """Train a model of the ladder; go on from ``out`` if a run with the same settings was cut there.
+
+    ``start_from`` is a checkpoint of the rung below, whose weights the new model takes over where it has them.
 
     Writes to ``out``: ``best.safetensors`` (highest mean Dice over the validation scans), ``last.pt`` (state to go on
     from), ``log.csv`` and ``log.json``.
@@ -159,9 +162,12 @@ def train(
     fabric.launch()
     torch.manual_seed(seed)
     bare = build_model(name, **options)
+    if start_from:
+        bare.load_state_dict(load_checkpoint(start_from)[0].state_dict(), strict=False)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
     settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing)}
     settings |= {"seed": seed, "batch": batch, "rate": rate, "train": [scan.name for scan in train_set.scans]}
+    settings["start_from"] = Path(start_from).parent.name if start_from else None
     settings = json.loads(json.dumps(settings))
     rows: list[dict] = []
     if (out / "last.pt").is_file():
