@@ -63,9 +63,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command_train(args: argparse.Namespace) -> None:
+    if args.epochs < 1:
+        raise ValueError(f"--epochs {args.epochs}: train for at least one epoch")
     folder = write_cohort(cache_folder("phantom")) if args.data == "phantom" else Path(args.data)
     scans = {scan.name: scan for scan in find_scans(folder)}
-    names = split(list(scans), args.fold, args.folds, [group.split(",") for group in args.same_patient])
+    names = split(
+        list(scans), args.fold, args.folds, [[name.strip() for name in group.split(",")] for group in args.same_patient]
+    )
     preprocessing = Preprocessing(args.size, *args.window)
     parts = [SliceDataset([scans[n] for n in part], preprocessing, args.all_slices) for part in names[:2]]
     options: dict = {}
@@ -123,6 +127,8 @@ def command_evaluate(args: argparse.Namespace) -> None:
     reference, prediction = (read_volume(path, labels=True) for path in (args.reference, args.prediction))
     if reference.data.shape != prediction.data.shape:
         raise ValueError(f"{args.prediction}: has shape {prediction.data.shape}, the reference {reference.data.shape}")
+    if not np.allclose(reference.affine, prediction.affine, atol=1e-2):
+        raise ValueError(f"{args.prediction}: lies elsewhere than the reference (affines differ); resample it")
     print(json.dumps({"dice": dice(reference.data, prediction.data)}))
 
 

@@ -84,6 +84,9 @@ def split(names: Sequence[str], fold: int, folds: int, same_patient: Iterable[Se
     """
     patient = {name: (name,) for name in names}
     for group in same_patient:
+        unknown = [name for name in group if name not in patient]
+        if unknown:
+            raise ValueError(f"no scan is named {', '.join(unknown)}; the scans are {', '.join(names)}")
         members = tuple(name for name in names if name in group)
         if any(len(patient[name]) > 1 for name in members):
             raise ValueError(f"scans {', '.join(members)}: one of them is in two groups of the same patient")
@@ -91,7 +94,7 @@ def split(names: Sequence[str], fold: int, folds: int, same_patient: Iterable[Se
     patients = list(dict.fromkeys(patient.values()))
     if not 0 <= fold < folds:
         raise ValueError(f"fold {fold} does not exist: with {folds} folds it is a number from 0 to {folds - 1}")
-    if len(patients) < max(folds, 3) or folds < 2:
+    if folds < 2 or len(patients) < folds or len(patients) - -(-len(patients) // folds) < 2:
         raise ValueError(f"{len(patients)} patients cannot be split into {folds} folds of train, validation and test")
     shuffled = [patients[i] for i in np.random.default_rng(0).permutation(len(patients))]
     test = shuffled[fold::folds]
@@ -114,8 +117,12 @@ class Preprocessing:
     low: float = -40.0
     high: float = 160.0
 
+    def __post_init__(self) -> None:
+        if self.size < 1 or not self.low < self.high:
+            raise ValueError(f"size {self.size} and window {self.low} to {self.high} HU: need size > 0 and low < high")
+
     def images(self, volume: Volume) -> Tensor:
-        """Slices ``(Z, 1, size, size)`` in [-1, 1], float32: area average where the size shrinks, else bilinear."""
+        """Slices ``(Z, 1, size, size)`` in [-1, 1], float32: area average where both sides shrink, else bilinear."""
         slices = torch.from_numpy(to_slices(volume.data).copy()).unsqueeze(1)
         slices = ((slices - self.low) / (self.high - self.low) * 2 - 1).clamp(-1, 1)
         slices = F.pad(slices, square_padding(volume), value=-1.0)
@@ -163,7 +170,7 @@ def read_scan(scan: Scan) -> tuple[Volume, Volume]:
     image, mask = read_volume(scan.image), read_volume(scan.mask, labels=True)
     if image.data.shape != mask.data.shape:
         raise ValueError(f"{scan.mask}: has shape {mask.data.shape}, its image {image.data.shape}; they must be equal")
-    if not np.allclose(image.header.get_best_affine(), mask.header.get_best_affine(), atol=1e-2):
+    if not np.allclose(image.affine, mask.affine, atol=1e-2):
         raise ValueError(f"{scan.mask}: its affine differs from that of {scan.image.name}; resample it to that grid")
     if not mask.data.any():
         raise ValueError(f"{scan.mask}: holds no liver (every label is 0); leave this scan out")
@@ -183,7 +190,10 @@ def prepared_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[np.ndarray,
     paths = [cache_folder("slices") / f"{key}-{part}.npy" for part in ("image", "label")]
     if not all(path.is_file() for path in paths):
         image, mask = read_scan(scan)
-        for path, slices in zip(paths, (preprocessing.images(image), preprocessing.labels(mask)), strict=True):
+        labels = preprocessing.labels(mask)
+        if not labels.any():
+            raise ValueError(f"{scan.mask}: its liver vanishes at {preprocessing.size} pixels; take a larger size")
+        for path, slices in zip(paths, (preprocessing.images(image), labels), strict=True):
             with atomic_path(path) as partial:
                 np.save(partial, slices[:, 0].numpy())
     images, labels = (np.load(path, mmap_mode="r") for path in paths)

@@ -18,17 +18,27 @@ class Volume:
 
     Attributes:
         data: ``(X, Y, Z)``; HU (float32) for images, labels (uint8) for masks.
-        spacing: voxel size in mm, in data's axis order.
+        affine: from data's indices to mm.
         path: where it was read.
         header: the file's own header, with its own affine and axis order.
         to_own: orientation transform (nibabel) from RAS+ back to the file's axes.
     """
 
     data: np.ndarray
-    spacing: tuple[float, float, float]
+    affine: np.ndarray
     path: Path
     header: nib.Nifti1Header
     to_own: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm, in data's axis order."""
+        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
@@ -47,26 +57,34 @@ def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
         raise FileNotFoundError(f"{path}: no such file; give a NIfTI file (.nii or .nii.gz)")
     try:
         image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):
+            raise ValueError(f"it is {type(image).__name__}")
         shape, own = image.shape, nib.io_orientation(image.affine)
     except READ_ERRORS as error:
-        raise ValueError(f"{path}: not a readable NIfTI file ({error}); convert the scan to .nii.gz") from error
+        raise ValueError(
+            f"{path}: not a readable NIfTI file ({one_line(error)}); convert the scan to .nii.gz"
+        ) from error
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path}: has shape {shape}, not three axes; split a series into one file for each scan")
     if np.isnan(own).any() or not np.isfinite(image.affine).all() or min(image.header.get_zooms()) <= 0:
         raise ValueError(f"{path}: its affine has no usable orientation or voxel size; repair the header")
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"{path}: holds {image.get_data_dtype()} voxels; convert it to one real number for each voxel")
     try:
         data = np.asanyarray(image.dataobj) if labels else image.get_fdata(dtype=np.float32)
     except READ_ERRORS as error:
-        raise ValueError(f"{path}: voxels cannot be read ({error}); it may be cut short, copy it again") from error
+        raise ValueError(
+            f"{path}: voxels cannot be read ({one_line(error)}); it may be cut short, copy it again"
+        ) from error
     if not np.isfinite(data).all():
         raise ValueError(f"{path}: has NaN or infinite voxels; replace them, for example by -1000 HU (air)")
     if labels and not (np.equal(data, np.round(data)).all() and data.min() >= 0 and data.max() <= 255):
         raise ValueError(f"{path}: a mask must hold whole numbers from 0 to 255, not {data.min()} to {data.max()}")
     ras = nib.orientations.apply_orientation(data, own)
-    spacing = tuple(float(z) for z in nib.affines.voxel_sizes(image.affine @ nib.orientations.inv_ornt_aff(own, shape)))
+    affine = image.affine @ nib.orientations.inv_ornt_aff(own, shape)
     to_own = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), own)
     dtype = np.uint8 if labels else np.float32
-    return Volume(np.ascontiguousarray(ras, dtype=dtype), spacing, path, image.header, to_own)
+    return Volume(np.ascontiguousarray(ras, dtype=dtype), affine, path, image.header, to_own)
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray, like: Volume) -> None:

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .files import atomic_path
 from .levelset import gaussian_blur
 from .metrics import dice
 from .networks import LevelSetNetwork, build_model
+from .nifti import one_line
 
 COEFFICIENT_RATE = 30  # the three scalars of the equation learn so many times faster than a kernel's weights
 
@@ -93,9 +95,10 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[nn.Module, Preprocessing, 
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         model = build_model(info["model"], **info["options"])
         model.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this package ({error}); give a best.safetensors") from error
-    return model.eval(), Preprocessing(**info["preprocessing"]), info
+        return model.eval(), Preprocessing(**info["preprocessing"]), info
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = one_line(error)
+        raise ValueError(f"{path}: not a checkpoint of this package ({reason}); give a best.safetensors") from error
 
 
 def jitter(image: Tensor) -> Tensor:
@@ -107,6 +110,18 @@ def jitter(image: Tensor) -> Tensor:
     gain = torch.empty(shape).uniform_(math.log(0.8), math.log(1.25)).exp()
     offset = torch.empty(shape).uniform_(-0.4, 0.4)
     return (image * gain.to(image) + offset.to(image)).clamp(-1, 1)
+
+
+def take_over(model: nn.Module, path: str | os.PathLike) -> None:
+    """Give the model the weights that it shares with a checkpoint of the rung below.
+
+    Raises:
+        ValueError: if there are none, or they differ in shape.
+    """
+    own, other = model.state_dict(), load_checkpoint(path)[0].state_dict()
+    if not other.keys() <= own.keys() or any(own[key].shape != value.shape for key, value in other.items()):
+        raise ValueError(f"{path}: its weights do not fit into this model; start from the rung below")
+    model.load_state_dict(own | other)
 
 
 def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
@@ -163,15 +178,21 @@ def train(
     torch.manual_seed(seed)
     bare = build_model(name, **options)
     if start_from:
-        bare.load_state_dict(load_checkpoint(start_from)[0].state_dict(), strict=False)
+        take_over(bare, start_from)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
     settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing)}
     settings |= {"seed": seed, "batch": batch, "rate": rate, "train": [scan.name for scan in train_set.scans]}
-    settings["start_from"] = Path(start_from).parent.name if start_from else None
+    settings |= {"slices": len(train_set), "validation": [scan.name for scan in validation_set.scans]}
+    settings["start_from"] = str(start_from) if start_from else None
     settings = json.loads(json.dumps(settings))
     rows: list[dict] = []
     if (out / "last.pt").is_file():
-        state = torch.load(out / "last.pt", map_location=fabric.device, weights_only=True)
+        try:
+            state = torch.load(out / "last.pt", map_location=fabric.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"{out / 'last.pt'}: cannot be read ({one_line(error)}); remove it to start anew"
+            ) from error
         if state["settings"] != settings:
             raise ValueError(f"{out}: holds a run with other settings; choose another --out or remove it")
         bare.load_state_dict(state["model"])
