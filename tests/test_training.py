@@ -169,16 +169,40 @@ def test_each_weight_is_in_one_group_and_the_coefficients_learn_faster(name):
     assert sorted(grouped) == sorted(expected)
 
 
-def test_jitter_is_a_gain_and_an_offset_of_each_slice_within_their_ranges():
-    torch.manual_seed(0)
-    image = torch.tensor([-1.0, 0.0, 0.1, 1.0]).expand(500, 1, 2, 4)
-    found = jitter(image)
-    assert found.shape == image.shape and found.abs().max() == 1
-    torch.testing.assert_close(found[:, :, 0], found[:, :, 1], rtol=0, atol=0)
-    offset, gain = found[:, 0, 0, 1], (found[:, 0, 0, 2] - found[:, 0, 0, 1]) / 0.1
-    torch.testing.assert_close(found[:, 0, 0, 3], (gain + offset).clamp(max=1), rtol=0, atol=1e-5)
+def test_jitter_draws_gain_and_offset_of_each_slice_within_their_ranges():
+    found = {}
+    for value in (0.0, 0.1):  # a constant slice stays constant under any motion
+        torch.manual_seed(0)
+        image = torch.full((500, 1, 8, 8), value)
+        found[value], _ = jitter(image, image)
+        assert found[value].flatten(1).std(dim=1).max() < 1e-6
+    offset, gain = found[0.0][:, 0, 4, 4], (found[0.1] - found[0.0])[:, 0, 4, 4] / 0.1
     assert -0.4 <= offset.min() < -0.37 and 0.37 < offset.max() <= 0.4
     assert 0.8 - 1e-5 < gain.min() < 0.82 and 1.23 < gain.max() < 1.25 + 1e-5
+    bright, _ = jitter(torch.ones(50, 1, 8, 8), torch.ones(50, 1, 8, 8))
+    assert bright.max() == 1
+
+
+def test_jitter_moves_image_and_mask_together_and_only_a_little():
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    inside = 14 - torch.hypot(y - 24, x - 40)
+    image = (inside / 20).clamp(-1, 1).expand(100, 1, 64, 64)
+    mask = (inside > 0).float().expand(100, 1, 64, 64)
+    moved, target = jitter(image, mask)
+    assert set(target.unique().tolist()) == {0.0, 1.0}
+    again = (moved - jitter_edge(moved, target) > 0).float()
+    assert float(dice(target.numpy(), again.numpy())) > 0.97
+    areas = target.sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
+    assert 0.8 < areas.min() < 0.9 and 1.1 < areas.max() < 1.27
+    center = (target * x).sum(dim=(1, 2, 3)) / target.sum(dim=(1, 2, 3))
+    assert 2 < (center - 40).abs().max() < 0.05 * 64 + 0.1 * 8 + 0.16 * 8 + 1
+
+
+def jitter_edge(moved, target):
+    """Value of each moved slice on the rim of its mask: the image's level there, after gain and offset."""
+    rim = (target - torch.nn.functional.avg_pool2d(target, 3, 1, 1)).abs() > 0.1
+    return ((moved * rim).sum(dim=(1, 2, 3)) / rim.sum(dim=(1, 2, 3))).view(-1, 1, 1, 1)
 
 
 class Threshold(nn.Module):
@@ -245,7 +269,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(runs, fit, tm
     out, rows = runs("unet")
     fit("unet", tmp_path / "same")
     assert_same_run(out, tmp_path / "same")
-    assert fit("unet", tmp_path / "other", epochs=1, seed=4)[0]["loss"] != rows[0]["loss"]
+    assert fit("unet", tmp_path / "other", seed=4)[0]["loss"] != rows[0]["loss"]
 
 
 @pytest.mark.parametrize("name", ["unet", "lse"])
@@ -273,13 +297,14 @@ def test_a_finished_run_is_not_trained_again(runs, fit, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", ["seed", "batch", "rate", "options", "preprocessing", "scans", "slices", "model", "start"]
+    "change", ["seed", "epochs", "batch", "rate", "options", "preprocessing", "scans", "slices", "model", "start"]
 )
 def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, change):
     out = shutil.copytree(runs("lse")[0], tmp_path / "run")
     before = (out / "last.pt").read_bytes()
     settings = {
         "seed": {"seed": 4},
+        "epochs": {"epochs": EPOCHS + 1},
         "batch": {"batch": 7},
         "rate": {"rate": 1e-4},
         "options": {"options": LEVEL_SET | {"steps": 9}},
@@ -290,7 +315,7 @@ def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, 
         "start": {"start_from": out / "best.safetensors"},
     }
     with pytest.raises(ValueError, match=rf"{out}: .*other settings"):
-        fit("lse-g" if change == "model" else "lse", out, epochs=EPOCHS + 1, **settings[change])
+        fit("lse-g" if change == "model" else "lse", out, **settings[change])
     assert (out / "last.pt").read_bytes() == before
 
 
