@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from . import __version__
+from .checkpoints import load_checkpoint
 from .ct import Preprocessing, SliceDataset, find_scans, split
 from .files import atomic_path, cache_folder
 from .inference import score_scan, segment
@@ -20,7 +21,7 @@ from .networks import MODELS
 from .nifti import read_volume, write_mask
 from .phantom import write_cohort
 from .sample import prefetch
-from .training import densest_point, load_checkpoint, train
+from .training import densest_point, train
 
 
 def parser() -> argparse.ArgumentParser:

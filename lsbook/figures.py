@@ -101,7 +101,7 @@ def bare(axes: Axes) -> Axes:
 
 def draw_slice(axes: Axes, image: np.ndarray, contours: Sequence[tuple[np.ndarray, str, str]] = ()) -> None:
     """A CT slice ``(H, W)`` scaled to [-1, 1], with contours given as (u positive inside, colour, label)."""
-    bare(axes).imshow(image, vmin=-1, vmax=1)
+    bare(axes).imshow(image, cmap="gray", vmin=-1, vmax=1)
     for u, color, label in contours:
         if np.min(u) < 0 < np.max(u):
             axes.contour(u, levels=[0.0], colors=[color], linewidths=1.6)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .levelset import Speeds, regularization
+from .levelset import ROOT_FLOOR, Speeds, regularization
 from .stencils import Spacing
 
 compiled = numba.njit(cache=True, error_model="numpy")
@@ -32,18 +32,17 @@ def pad(p):
 
 @compiled
 def fold(p):
-    """The adjoint of :func:`pad`: add the frame to the outer pixels, then clear it."""
+    """The adjoint of :func:`pad`: add the frame to the outer pixels. Nothing reads the frame afterwards."""
     p[:, 1] += p[:, 0]
     p[:, -2] += p[:, -1]
     p[1] += p[0]
     p[-2] += p[-1]
-    p[0], p[-1], p[:, 0], p[:, -1] = 0, 0, 0, 0
 
 
 @compiled
 def step(p, q, bend, wind_y, wind_x, push, constants):
     """One step of one image: padded p ``(H+2, W+2)`` in, padded q out, four speeds ``(H, W)``."""
-    dt, per_y, per_x, epsilon, one, half, zero, tiny = constants
+    dt, per_y, per_x, epsilon, one, half, zero, floor = constants
     for i in range(1, p.shape[0] - 1):
         for j in range(1, p.shape[1] - 1):
             c, k, m = p[i, j], i - 1, j - 1
@@ -65,7 +64,7 @@ def step(p, q, bend, wind_y, wind_x, push, constants):
 @compiled
 def adjoint_row_transport(p, rate, wind_y, wind_x, d_wind_y, d_wind_x, da, db, dl, dr, i, constants):
     """Row i of the adjoint of F . grad u: derivatives with respect to F and to a, b, l, r."""
-    dt, per_y, per_x, epsilon, one, half, zero, tiny = constants
+    dt, per_y, per_x, epsilon, one, half, zero, floor = constants
     for m in range(da.size):
         c, y, x = p[i, m + 1], wind_y[i - 1, m], wind_x[i - 1, m]
         slope_y = p[i + 1, m + 1] - c if y > zero else (c - p[i - 1, m + 1] if y < zero else zero)
@@ -83,7 +82,7 @@ def adjoint_row_transport(p, rate, wind_y, wind_x, d_wind_y, d_wind_x, da, db, d
 @compiled
 def adjoint_row_balloon(p, rate, push, d_push, da, db, dl, dr, i, constants):
     """Row i of the adjoint of F |grad u| (Godunov), added to the derivatives with respect to a, b, l, r."""
-    dt, per_y, per_x, epsilon, one, half, zero, tiny = constants
+    dt, per_y, per_x, epsilon, one, half, zero, floor = constants
     for m in range(da.size):
         c, f = p[i, m + 1], push[i - 1, m]
         side = one if f > zero else -one
@@ -92,7 +91,7 @@ def adjoint_row_balloon(p, rate, push, d_push, da, db, dl, dr, i, constants):
         slope_y, slope_x = max(max(fore_y, back_y), zero), max(max(fore_x, back_x), zero)
         norm = math.sqrt(slope_y * slope_y + slope_x * slope_x)
         d_push[i - 1, m] += rate[m] * norm if f != zero else zero
-        share = rate[m] * f * side / max(norm, tiny)
+        share = rate[m] * f * side / max(norm, floor)
         slope_y, slope_x = share * slope_y, share * slope_x
         da[m] -= zero if fore_y >= back_y else slope_y
         db[m] += slope_y if fore_y >= back_y else zero
@@ -103,7 +102,7 @@ def adjoint_row_balloon(p, rate, push, d_push, da, db, dl, dr, i, constants):
 @compiled
 def adjoint_row_curvature(p, rate, bend, d_bend, da, db, dl, dr, dxy, i, constants):
     """Row i of the adjoint of alpha g kappa |grad u|, added to da, db, dl, dr; dxy for the corners of u_xy."""
-    dt, per_y, per_x, epsilon, one, half, zero, tiny = constants
+    dt, per_y, per_x, epsilon, one, half, zero, floor = constants
     for m in range(da.size):
         c = p[i, m + 1]
         a, b = (c - p[i - 1, m + 1]) * per_y, (p[i + 1, m + 1] - c) * per_y
@@ -138,7 +137,7 @@ def adjoint_step(p, grad, dp, bend, wind_y, wind_x, push, d_bend, d_wind_y, d_wi
 
     Row by row, the derivatives with respect to a, b, l, r and u_xy are formed, then scattered to the neighbours.
     """
-    dt, per_y, per_x, epsilon, one, half, zero, tiny = constants
+    dt, per_y, per_x, epsilon, one, half, zero, floor = constants
     da, db, dl, dr, dxy = np.empty((5, p.shape[1] - 2), dtype=p.dtype)
     dp[:] = 0
     for i in range(1, p.shape[0] - 1):
@@ -179,14 +178,14 @@ def run(history, v, constants):
 
 
 @compiled_parallel
-def run_adjoint(history, v, grad, dv, constants):
+def run_adjoint(history, v, grad, dv, constants, tiny):
     """Turn ``grad`` of the last u (B, H+2, W+2) into that of u0, in place, and collect ``dv`` (4, B, H, W)."""
     for i in numba.prange(history.shape[1]):
         dp = np.empty_like(grad[i])
         for n in range(history.shape[0] - 2, -1, -1):
             p, d = history[n, i], dv[:, i]
             adjoint_step(p, grad[i], dp, v[0, i], v[1, i], v[2, i], v[3, i], d[0], d[1], d[2], d[3], constants)
-            flush(dp, grad[i], constants[-1])
+            flush(dp, grad[i], tiny)
 
 
 class FusedSteps(torch.autograd.Function):
@@ -203,16 +202,16 @@ class FusedSteps(torch.autograd.Function):
             run(history, speeds, constants)
             if keep < steps:
                 history[0] = history[-1]
-        ctx.save_for_backward(v)
-        ctx.history, ctx.constants = history, constants
+        ctx.save_for_backward(v, torch.from_numpy(history))
+        ctx.constants = constants
         return torch.from_numpy(history[-1, :, 1:-1, 1:-1].copy())
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        v = ctx.saved_tensors[0].detach().contiguous().numpy()
+        v, history = (saved.detach().contiguous().numpy() for saved in ctx.saved_tensors)
         grad = np.pad(grad.numpy(), ((0, 0), (1, 1), (1, 1)))
         dv = np.zeros_like(v)
-        run_adjoint(ctx.history, v, grad, dv, ctx.constants)
+        run_adjoint(history, v, grad, dv, ctx.constants, grad.dtype.type(1e-30))
         return torch.from_numpy(grad[:, 1:-1, 1:-1].copy()), torch.from_numpy(dv), None, None
 
 
@@ -222,6 +221,6 @@ def fused_steps(u: Tensor, v: Speeds, dt: float, steps: int, spacing: Spacing = 
         return u
     kind = u.detach().numpy().dtype.type
     hy, hx = spacing
-    constants = tuple(kind(c) for c in (dt, 1 / hy, 1 / hx, regularization(spacing), 1, 0.5, 0, 1e-30))
+    constants = tuple(kind(c) for c in (dt, 1 / hy, 1 / hx, regularization(spacing), 1, 0.5, 0, ROOT_FLOOR))
     fields = torch.stack([field.expand_as(u)[:, 0] for field in v]).to(u.dtype)
     return FusedSteps.apply(u[:, 0], fields, constants, steps)[:, None]

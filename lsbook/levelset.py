@@ -195,8 +195,8 @@ def evolve(
         ValueError: if the step is too long to be stable.
     """
     number = cfl(dt, g, alpha, beta, gamma, spacing)
-    if number > 1:
-        raise ValueError(f"dt = {dt} gives a CFL number of {number:.2f} > 1; take dt <= {dt / number:.3g}")
+    if not 0 <= number <= 1:
+        raise ValueError(f"dt = {dt} gives a CFL number of {number:.2f}, not 0 to 1; take dt <= {dt / number:.3g}")
     if alpha < 0:
         raise ValueError(f"alpha = {alpha} < 0 makes the curvature flow run backwards, which has no solution")
     v = speeds(g, *(torch.as_tensor(c, dtype=u.dtype, device=u.device) for c in (alpha, beta, gamma)), spacing)

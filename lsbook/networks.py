@@ -52,6 +52,8 @@ def disc(shape: tuple[int, int], center: tuple[float, float], radius: float) -> 
 
 def signed_distance(mask: np.ndarray) -> Tensor:
     """u0 from a mask ``(H, W)``: distance to its border in pixels, positive inside, clipped; ``(1, 1, H, W)``."""
+    if mask.all() or not mask.any():
+        return torch.full((1, 1, *mask.shape), BAND if mask.any() else -BAND)
     inside, outside = distance_transform_edt(mask), distance_transform_edt(mask == 0)
     u = np.where(mask, inside - 0.5, 0.5 - outside)
     return torch.from_numpy(u.astype(np.float32)).clamp(-BAND, BAND)[None, None]

@@ -1,10 +1,11 @@
-"""One training loop for the whole ladder, and the checkpoints it leaves.
+"""One training loop for the whole ladder.
 
 Lightning Fabric runs the same loop on a CPU, a GPU or many processes. After each epoch the state is written: a run that
 was cut goes on where it stopped and ends with the same numbers: all randomness of an epoch comes from (seed, epoch).
 """
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -16,12 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
 from .files import atomic_path
 from .levelset import gaussian_blur
@@ -76,32 +76,6 @@ def scan_dice(model: nn.Module, dataset: SliceDataset, batch: int = 16) -> dict[
     return {scan.name: dice(truth[numbers == n], found[numbers == n]) for n, scan in enumerate(dataset.scans)}
 
 
-def save_checkpoint(path: str | os.PathLike, model: nn.Module, info: dict) -> None:
-    """Weights as safetensors, with ``info`` (model, options, preprocessing, provenance) as JSON in its metadata."""
-    with atomic_path(path) as partial:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, {"lsbook": json.dumps(info)})
-
-
-def load_checkpoint(path: str | os.PathLike) -> tuple[nn.Module, Preprocessing, dict]:
-    """The model of a checkpoint, ready to predict, its preprocessing and its info.
-
-    Raises:
-        FileNotFoundError, ValueError: if the file is missing or was not written by :func:`save_checkpoint`.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python -m lsbook train`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {})["lsbook"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        model = build_model(info["model"], **info["options"])
-        model.load_state_dict(state)
-        return model.eval(), Preprocessing(**info["preprocessing"]), info
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = one_line(error)
-        raise ValueError(f"{path}: not a checkpoint of this package ({reason}); give a best.safetensors") from error
-
-
 def jitter(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A batch ``(B, 1, H, W)`` as other patients and scanners might have given it; draws from torch's generator.
 
@@ -120,18 +94,6 @@ def jitter(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     mask = F.grid_sample(mask, grid, mode="nearest", padding_mode="border", align_corners=False)
     gain, offset = uniform(math.log(0.8), math.log(1.25)).exp(), uniform(-0.4, 0.4)
     return (image * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(-1, 1), mask
-
-
-def take_over(model: nn.Module, path: str | os.PathLike) -> None:
-    """Give the model the weights that it shares with a checkpoint of the rung below.
-
-    Raises:
-        ValueError: if there are none, or they differ in shape.
-    """
-    own, other = model.state_dict(), load_checkpoint(path)[0].state_dict()
-    if not other.keys() <= own.keys() or any(own[key].shape != value.shape for key, value in other.items()):
-        raise ValueError(f"{path}: its weights do not fit into this model; start from the rung below")
-    model.load_state_dict(own | other)
 
 
 def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
@@ -202,7 +164,9 @@ def train(
         "train": [scan.name for scan in train_set.scans],
     }
     settings |= {"slices": len(train_set), "validation": [scan.name for scan in validation_set.scans]}
-    settings["start_from"] = str(start_from) if start_from else None
+    if start_from:
+        digest = hashlib.sha256(Path(start_from).read_bytes()).hexdigest()
+        settings["start_from"] = f"{Path(start_from).parent.name}/{Path(start_from).name}, sha256 {digest}"
     settings = json.loads(json.dumps(settings))
     rows: list[dict] = []
     if (out / "last.pt").is_file():

@@ -1,5 +1,6 @@
 """What several test modules share: a cache of their own, and a tiny cohort of phantoms on disk."""
 
+import numba
 import pytest
 import torch
 
@@ -21,10 +22,12 @@ def cohort(tmp_path_factory):
     return write_cohort(tmp_path_factory.mktemp("cohort"), 4, shape=(64, 64, 12), spacing=(6.0, 6.0, 12.0))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Tiny tensors train faster on one thread, and sums in a fixed order give the same bits in every process."""
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(1)
+    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads[0])
+    numba.set_num_threads(threads[1])

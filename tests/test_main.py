@@ -15,10 +15,10 @@ import pytest
 
 import lsbook.__main__
 from lsbook.__main__ import main
+from lsbook.checkpoints import load_checkpoint
 from lsbook.ct import find_scans, split
 from lsbook.metrics import dice
 from lsbook.nifti import read_volume
-from lsbook.training import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,159 @@
+"""The fused steps: their hand-derived adjoint against autograd and against finite differences of the loss."""
+
+import tracemalloc
+
+import pytest
+import torch
+
+from lsbook.fused import fused_steps
+from lsbook.levelset import LevelSetStep, Speeds, cfl, sliced_step, speeds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPACINGS = [(1.0, 1.0), (0.7, 1.6)]
+
+
+def random_case(shape: tuple[int, ...], spacing: tuple[float, float], gamma: float, seed: int = 3):
+    """u, four independent random speeds (transport and balloon of either sign where gamma is 0), and a stable dt."""
+    generator = torch.Generator().manual_seed(seed)
+    u, bend, wind_y, wind_x, push = 2 * torch.rand(5, *shape, generator=generator, dtype=torch.float64) - 1
+    v = Speeds(bend.abs(), wind_y, wind_x, push if gamma == 0 else gamma * push.abs())
+    return u, v, 0.15 * min(spacing) ** 2
+
+
+def gradients(advance, u: torch.Tensor, v: Speeds) -> list[torch.Tensor]:
+    """Derivatives of a loss without symmetry with respect to u0 and to the four speeds."""
+    inputs = [field.detach().clone().requires_grad_() for field in (u, *v)]
+    out = advance(inputs[0], Speeds(*inputs[1:]))
+    weights = torch.cos(torch.arange(out.numel(), dtype=out.dtype)).view(out.shape)
+    return list(torch.autograd.grad((weights * out + out**2).sum(), inputs))
+
+
+@pytest.mark.parametrize("gamma", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("shape, spacing", [((1, 1, 12, 12), SPACINGS[0]), ((3, 1, 9, 14), SPACINGS[1])])
+def test_gradients_equal_autograd_through_the_definition(shape, spacing, gamma):
+    u, v, dt = random_case(shape, spacing, gamma)
+    step = LevelSetStep(dt, spacing)
+
+    def convolved(u, v):
+        for _ in range(20):
+            u = step(u, v)
+        return u
+
+    expected = gradients(convolved, u, v)
+    ours = gradients(lambda u, v: fused_steps(u, v, dt, 20, spacing), u, v)
+    for name, a, b in zip(("u0", *Speeds._fields), ours, expected, strict=True):
+        assert b.norm() > 1e-3, name
+        assert (a - b).norm() / b.norm() < 1e-10, name
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_gradcheck(spacing):
+    u, v, dt = random_case((2, 1, 4, 5), spacing, 0.0)
+    inputs = [field.requires_grad_() for field in (u, *v)]
+    assert torch.autograd.gradcheck(lambda u, *v: fused_steps(u, Speeds(*v), dt, 3, spacing), inputs)
+
+
+def test_gradients_of_speeds_shared_by_a_batch_and_of_the_coefficients():
+    """One g for three starts, and three scalars: autograd sums the adjoint's fields over what they were spread to."""
+    u, _, _ = random_case((3, 1, 9, 8), (1.0, 1.0), 1.0)
+    g = torch.rand(1, 1, 9, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    coefficients = torch.tensor([0.7, 1.5, -0.9], dtype=torch.float64, requires_grad=True)
+
+    def derivatives(advance):
+        return torch.autograd.grad((advance(u, speeds(g, *coefficients)) ** 3).sum(), (g, coefficients))
+
+    def sliced(u, v):
+        for _ in range(10):
+            u = sliced_step(u, v, 0.15)
+        return u
+
+    for a, b in zip(derivatives(lambda u, v: fused_steps(u, v, 0.15, 10)), derivatives(sliced), strict=True):
+        assert b.abs().min() > 0
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_forward_is_the_same_with_and_without_a_gradient_to_keep():
+    u, v, dt = random_case((3, 1, 9, 14), (1.0, 1.0), 0.0)
+    free = fused_steps(u, v, dt, 30)
+    assert not free.requires_grad
+    assert torch.equal(free, fused_steps(u.clone().requires_grad_(), v, dt, 30))
+    assert torch.equal(free, fused_steps(fused_steps(u, v, dt, 11), v, dt, 19))
+
+
+def test_no_steps_change_nothing_and_inputs_are_not_written_to():
+    u, v, dt = random_case((2, 1, 9, 14), (1.0, 1.0), 0.0)
+    assert torch.equal(fused_steps(u, v, dt, 0), u)
+    copies = [field.clone() for field in (u, *v)]
+    gradients(lambda u, v: fused_steps(u, v, dt, 4), u, v)
+    assert not torch.equal(fused_steps(u, v, dt, 4), u)
+    assert all(torch.equal(a, b) for a, b in zip(copies, (u, *v), strict=True))
+
+
+def test_backward_twice_gives_the_same_gradient():
+    u, v, dt = random_case((2, 1, 9, 14), (1.0, 1.0), 0.0)
+    u.requires_grad_()
+    loss = (fused_steps(u, v, dt, 5) ** 2).sum()
+    first, second = (torch.autograd.grad(loss, u, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_views_in_other_memory_orders_are_read_correctly():
+    u, v, dt = random_case((2, 1, 9, 9), (1.0, 1.0), 0.0)
+    turned, *turned_v = [field.transpose(2, 3) for field in (u, *v)]
+    copied, *copied_v = [field.transpose(2, 3).contiguous() for field in (u, *v)]
+    assert not turned.is_contiguous()
+    expected = fused_steps(copied, Speeds(*copied_v), dt, 5)
+    assert torch.equal(fused_steps(turned, Speeds(*turned_v), dt, 5), expected)
+
+
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch():
+    u, v, dt = random_case((3, 1, 9, 14), (1.0, 1.0), 0.0)
+    together = fused_steps(u, v, dt, 20)
+    alone = fused_steps(u[1:2], Speeds(*(field[1:2] for field in v)), dt, 20)
+    assert torch.equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("steps", [10, 60])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_gradients_from_a_0_1_start_in_single_precision(steps, alpha):
+    """Ahead of the front u falls off by a factor each pixel, down to numbers whose squares are 0 in float32.
+
+    There |grad u| is 0 and its derivative must be small: the coefficients' gradients are compared with float64.
+    """
+
+    def derivatives(kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        u = torch.zeros(1, 1, 80, 80, dtype=kind)
+        u[:, :, 2:8, 2:8] = 1
+        u.requires_grad_()
+        coefficients = torch.tensor([alpha, 1.0, 0.5], dtype=kind, requires_grad=True)
+        v = speeds(torch.ones_like(u), *coefficients)
+        assert cfl(0.2, torch.ones(1, 1, 80, 80), alpha, 1.0, 0.5) < 1
+        return torch.autograd.grad(fused_steps(u, v, 0.2, steps).sum(), (u, coefficients))
+
+    (du, dc), (_, exact) = derivatives(torch.float32), derivatives(torch.float64)
+    assert du.isfinite().all() and dc.isfinite().all()
+    assert du.abs().max() < 1e3
+    torch.testing.assert_close(dc.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_a_start_without_slope_gives_zero_gradients_of_the_speeds():
+    u, v, dt = random_case((1, 1, 9, 14), (1.0, 1.0), 1.0)
+    du, *dv = gradients(lambda u, v: fused_steps(u, v, dt, 5), torch.ones_like(u), v)
+    assert du.isfinite().all() and du.any()
+    assert not any(field.any() for field in dv)
+
+
+def test_without_a_gradient_only_two_states_are_kept():
+    u, v, dt = random_case((1, 1, 64, 64), (1.0, 1.0), 1.0)
+    fused_steps(u, v, dt, 2)  # compiled and loaded before memory is watched
+
+    def peak(u: torch.Tensor) -> int:
+        tracemalloc.start()
+        fused_steps(u, v, dt, 100)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size / u[0].detach().numpy().nbytes
+
+    assert peak(u) < 10
+    assert 100 < peak(u.clone().requires_grad_()) < 120
