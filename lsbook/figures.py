@@ -100,11 +100,11 @@ def bare(axes: Axes) -> Axes:
 
 
 def draw_slice(axes: Axes, image: np.ndarray, contours: Sequence[tuple[np.ndarray, str, str]] = ()) -> None:
-    """A CT slice ``(H, W)`` scaled to [-1, 1], with contours given as (u positive inside, colour, label)."""
+    """A CT slice ``(H, W)`` scaled to [-1, 1], with contours given as (u positive inside, color, label or "")."""
     bare(axes).imshow(image, cmap="gray", vmin=-1, vmax=1)
     for u, color, label in contours:
         if np.min(u) < 0 < np.max(u):
             axes.contour(u, levels=[0.0], colors=[color], linewidths=1.6)
         axes.plot([], [], color=color, label=label)
-    if contours:
+    if any(label for _, _, label in contours):
         axes.legend(loc="lower left", fontsize=8, framealpha=0.8)

@@ -160,7 +160,7 @@ class LevelSetNetwork(nn.Module):
         v = speeds(self.edge(image), *self.coefficients())
         u = self.start(image) if u0 is None else u0
         segment = self.checkpoint_every if self.checkpoint_every and torch.is_grad_enabled() else self.steps
-        for first in range(0, self.steps, segment):
+        for first in range(0, self.steps, max(segment, 1)):
             count = min(segment, self.steps - first)
             if segment < self.steps:
                 u = checkpoint(self.advance, u, v, count, use_reentrant=False)
