@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
@@ -182,7 +182,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         rows = state["rows"]
 
-    for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, leave=False):
+    for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, disable=None):
         torch.manual_seed(seed * 100_003 + epoch)
         order = torch.Generator().manual_seed(seed * 100_003 + epoch)
         for group in optimizer.param_groups:
