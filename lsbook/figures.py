@@ -80,13 +80,9 @@ def slider(draw: Callable[[int], tuple[Figure, str]], count: int, label: str, st
         start, 0, count - 1, description=label, readout=False, style={"description_width": "auto"}
     )
     handle.layout.width = "min(100%, 28rem)"
-    play = widgets.Play(start, min=0, max=count - 1, interval=250, show_repeat=False)
-    box = widgets.VBox([stack, widgets.HBox([play, handle], layout={"flex_flow": "row wrap"})])
+    box = widgets.VBox([stack, handle])
     # A link that is garbage collected is closed and would be missing from the saved page.
-    box.links = [
-        widgets.jslink((handle, "value"), (stack, "selected_index")),
-        widgets.jslink((play, "value"), (handle, "value")),
-    ]
+    box.links = [widgets.jslink((handle, "value"), (stack, "selected_index"))]
     return box
 
 
