@@ -99,6 +99,12 @@ def advection(
     return rate
 
 
+def check_hamiltonian(name: str) -> None:
+    """Raise ValueError unless the name is one of the two."""
+    if name not in ("godunov", "osher-sethian"):
+        raise ValueError(f"hamiltonian must be 'godunov' or 'osher-sethian', not {name!r}")
+
+
 def upwind_norm(
     u: Tensor, sign: int, spacing: Sequence[float], space: str, hamiltonian: str, boundary: str = "replicate"
 ) -> Tensor:
@@ -107,8 +113,7 @@ def upwind_norm(
     Per axis "godunov" takes the larger of the two slopes that feed the cell (Rouy, Tourin 1992), "osher-sethian" the
     root of the sum of their squares (Osher, Sethian 1988); they differ at extrema only.
     """
-    if hamiltonian not in ("godunov", "osher-sethian"):
-        raise ValueError(f"hamiltonian must be 'godunov' or 'osher-sethian', not {hamiltonian!r}")
+    check_hamiltonian(hamiltonian)
     square = torch.zeros_like(u)
     for axis, h in enumerate(spacing):
         backward, forward = one_sided(u, axis, h, space, boundary)
@@ -193,8 +198,9 @@ def monotone_number(
 
     dt (sum |w_i| / h_i + |F| (c sum 1 / h_i^2)^(1/2)) with c = 1 for Godunov's Hamiltonian, 2 for Osher-Sethian.
     """
-    both_sides = {"godunov": 1, "osher-sethian": 2}[hamiltonian]
-    steepest = math.sqrt(both_sides * sum(1 / h**2 for h in spacing))
+    check_hamiltonian(hamiltonian)
+    sides = 2 if hamiltonian == "osher-sethian" else 1
+    steepest = math.sqrt(sides * sum(1 / h**2 for h in spacing))
     return dt * float(fastest(spacing, wind, speed, steepest).max())
 
 
