@@ -1,12 +1,12 @@
-"""All steps of the level set equation fused into one loop, with a hand-derived adjoint: the fast form for training.
+"""All steps of the level set equation fused into one loop, with a hand-derived adjoint: the fast form on the CPU.
 
-The same update as :class:`lsbook.levelset.LevelSetStep`, compiled by numba. Forward keeps u of each step and
-nothing else; backward walks the steps in reverse, forms each pixel's differences again and scatters the gradient to its
-nine neighbours. In torch's autograd the same would keep about a hundred arrays per step.
+The same update as :class:`lsbook.levelset.LevelSetStep`, compiled by numba, one image after the other so that its u
+and speeds stay in the cache. Forward keeps u of about sqrt(N) of the N steps. Backward runs each stretch between them
+again and walks it in reverse: it forms each pixel's differences anew and scatters the gradient to the nine neighbours.
 
 Names in the loops: c is u at the pixel, k and m the row and column before it, a and b the backward and forward
-difference along y, l, r along x. ``v`` holds the four fields of :class:`lsbook.levelset.Speeds`. Numbers are passed in,
-in the array's own precision, because a literal would turn float32 arithmetic into float64.
+difference along y, l, r along x; ``v`` holds the fields of ``levelset.Speeds``. Numbers come in the array's own
+precision, because a literal would turn float32 arithmetic into float64.
 """
 
 import math
@@ -14,6 +14,7 @@ import math
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .levelset import ROOT_FLOOR, Speeds, regularization
@@ -125,102 +126,125 @@ def adjoint_row_curvature(p, rate, bend, d_bend, da, db, dl, dr, dxy, i, constan
 
 
 @compiled
-def add_row(target, values, factor):
-    """target += factor * values, without a temporary array."""
-    for m in range(values.size):
-        target[m] += factor * values[m]
+def scatter_row(dp, grad, da, db, dl, dr, dxy, i, per_y, per_x):
+    """Add row i's derivatives, in rows with two zeros at both ends, to the rows i - 1, i, i + 1 of ``dp``."""
+    for m in range(dp.shape[1]):
+        dp[i - 1, m] += dxy[m + 2] - dxy[m] - per_y * da[m + 1]
+    for m in range(dp.shape[1]):
+        dp[i + 1, m] += dxy[m] - dxy[m + 2] + per_y * db[m + 1]
+    for m in range(dp.shape[1]):
+        across = dl[m + 1] - dl[m + 2] + dr[m] - dr[m + 1]
+        dp[i, m] += grad[i, m] + per_y * (da[m + 1] - db[m + 1]) + per_x * across
 
 
 @compiled
-def adjoint_step(p, grad, dp, bend, wind_y, wind_x, push, d_bend, d_wind_y, d_wind_x, d_push, constants):
-    """Adjoint of :func:`step` at p: from ``grad`` of q to ``dp`` of p (padded, frame 0), adding to the speeds' d_...
-
-    Row by row, the derivatives with respect to a, b, l, r and u_xy are formed, then scattered to the neighbours.
-    """
+def adjoint_step(p, grad, dp, v, dv, i, rows, constants):
+    """Adjoint of :func:`step` of image i at p: from ``grad`` of q, its frame 0, to ``dp`` of p; adds to ``dv``."""
     dt, per_y, per_x, epsilon, one, half, zero, floor = constants
-    da, db, dl, dr, dxy = np.empty((5, p.shape[1] - 2), dtype=p.dtype)
+    da, db, dl, dr, dxy, rate = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5, 2:-2]
+    a, b, l, r, xy = da[2:-2], db[2:-2], dl[2:-2], dr[2:-2], dxy[2:-2]  # noqa: E741
     dp[:] = 0
-    for i in range(1, p.shape[0] - 1):
-        rate = dt * grad[i, 1:-1]
-        adjoint_row_transport(p, rate, wind_y, wind_x, d_wind_y, d_wind_x, da, db, dl, dr, i, constants)
-        adjoint_row_balloon(p, rate, push, d_push, da, db, dl, dr, i, constants)
-        adjoint_row_curvature(p, rate, bend, d_bend, da, db, dl, dr, dxy, i, constants)
-        add_row(dp[i, 1:-1], grad[i, 1:-1], one)
-        add_row(dp[i, 1:-1], da, per_y)
-        add_row(dp[i - 1, 1:-1], da, -per_y)
-        add_row(dp[i, 1:-1], db, -per_y)
-        add_row(dp[i + 1, 1:-1], db, per_y)
-        add_row(dp[i, 1:-1], dl, per_x)
-        add_row(dp[i, :-2], dl, -per_x)
-        add_row(dp[i, 1:-1], dr, -per_x)
-        add_row(dp[i, 2:], dr, per_x)
-        add_row(dp[i + 1, 2:], dxy, one)
-        add_row(dp[i - 1, :-2], dxy, one)
-        add_row(dp[i + 1, :-2], dxy, -one)
-        add_row(dp[i - 1, 2:], dxy, -one)
+    for k in range(1, p.shape[0] - 1):
+        for m in range(rate.size):
+            rate[m] = dt * grad[k, m + 1]
+        adjoint_row_transport(p, rate, v[1, i], v[2, i], dv[1, i], dv[2, i], a, b, l, r, k, constants)
+        adjoint_row_balloon(p, rate, v[3, i], dv[3, i], a, b, l, r, k, constants)
+        adjoint_row_curvature(p, rate, v[0, i], dv[0, i], a, b, l, r, xy, k, constants)
+        scatter_row(dp, grad, da, db, dl, dr, dxy, k, per_y, per_x)
     fold(dp)
 
 
 @compiled
 def flush(values, target, tiny):
-    """Copy, with numbers below ``tiny`` set to 0: a gradient's far tail would become denormal, ten times slower."""
-    for i in range(values.shape[0]):
-        for j in range(values.shape[1]):
+    """Copy the interior, numbers below ``tiny`` as 0: a gradient's far tail would be denormal, ten times slower."""
+    for i in range(1, values.shape[0] - 1):
+        for j in range(1, values.shape[1] - 1):
             target[i, j] = values[i, j] if abs(values[i, j]) > tiny else 0 * tiny
 
 
 @compiled_parallel
-def run(history, v, constants):
-    """Fill ``history`` (N+1, B, H+2, W+2), whose first entry is padded u0, with N steps."""
-    for i in numba.prange(history.shape[1]):
-        for n in range(history.shape[0] - 1):
-            step(history[n, i], history[n + 1, i], v[0, i], v[1, i], v[2, i], v[3, i], constants)
+def run(u, v, out, kept, every, steps, constants):
+    """N steps from u ``(B, H, W)`` to ``out``; u before the steps 0, every, 2 every, ... goes to ``kept``, padded."""
+    for i in numba.prange(u.shape[0]):
+        p = np.empty((u.shape[1] + 2, u.shape[2] + 2), dtype=u.dtype)
+        q = np.empty_like(p)
+        p[1:-1, 1:-1] = u[i]
+        pad(p)
+        for n in range(steps):
+            if every and n % every == 0:
+                kept[n // every, i] = p
+            step(p, q, v[0, i], v[1, i], v[2, i], v[3, i], constants)
+            p, q = q, p
+        out[i] = p[1:-1, 1:-1]
 
 
 @compiled_parallel
-def run_adjoint(history, v, grad, dv, constants, tiny):
-    """Turn ``grad`` of the last u (B, H+2, W+2) into that of u0, in place, and collect ``dv`` (4, B, H, W)."""
-    for i in numba.prange(history.shape[1]):
-        dp = np.empty_like(grad[i])
-        for n in range(history.shape[0] - 2, -1, -1):
-            p, d = history[n, i], dv[:, i]
-            adjoint_step(p, grad[i], dp, v[0, i], v[1, i], v[2, i], v[3, i], d[0], d[1], d[2], d[3], constants)
-            flush(dp, grad[i], tiny)
+def run_adjoint(kept, v, grad, dv, every, steps, constants, tiny):
+    """Turn ``grad`` of the last u, padded ``(B, H+2, W+2)``, into that of u0, in place; collect ``dv`` (4, B, H, W)."""
+    for i in numba.prange(kept.shape[1]):
+        states, dp = np.empty((every, *kept.shape[2:]), dtype=kept.dtype), np.empty_like(grad[i])
+        rows = np.zeros((6, kept.shape[3] + 2), dtype=kept.dtype)
+        for k in range(kept.shape[0] - 1, -1, -1):
+            states[0] = kept[k, i]
+            count = min(every, steps - k * every)
+            for n in range(count - 1):
+                step(states[n], states[n + 1], v[0, i], v[1, i], v[2, i], v[3, i], constants)
+            for n in range(count - 1, -1, -1):
+                adjoint_step(states[n], grad[i], dp, v, dv, i, rows, constants)
+                flush(dp, grad[i], tiny)
 
 
-class FusedSteps(torch.autograd.Function):
-    """N steps as one differentiable operation: u0 ``(B, H, W)``, v ``(4, B, H, W)`` to u ``(B, H, W)``."""
+def in_precision(u: Tensor, dt: float, hy: float, hx: float) -> tuple:
+    """The loops' constants in the precision of u."""
+    return tuple(u.numpy().dtype.type(c) for c in (dt, 1 / hy, 1 / hx, regularization((hy, hx)), 1, 0.5, 0, ROOT_FLOOR))
 
-    @staticmethod
-    def forward(ctx, u0: Tensor, v: Tensor, constants: tuple, steps: int) -> Tensor:
-        keep = steps if any(ctx.needs_input_grad) else 1
-        batch, height, width = u0.shape
-        history = np.empty((keep + 1, batch, height + 2, width + 2), dtype=u0.detach().numpy().dtype)
-        history[0] = np.pad(u0.detach().numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge")
-        speeds = v.detach().contiguous().numpy()
-        for _ in range(steps // keep):
-            run(history, speeds, constants)
-            if keep < steps:
-                history[0] = history[-1]
-        ctx.save_for_backward(v, torch.from_numpy(history))
-        ctx.constants = constants
-        return torch.from_numpy(history[-1, :, 1:-1, 1:-1].copy())
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        v, history = (saved.detach().contiguous().numpy() for saved in ctx.saved_tensors)
-        grad = np.pad(grad.numpy(), ((0, 0), (1, 1), (1, 1)))
-        dv = np.zeros_like(v)
-        run_adjoint(history, v, grad, dv, ctx.constants, grad.dtype.type(1e-30))
-        return torch.from_numpy(grad[:, 1:-1, 1:-1].copy()), torch.from_numpy(dv), None, None
+@torch.library.custom_op("lsbook::steps", mutates_args=(), device_types="cpu")
+def steps_op(u: Tensor, v: Tensor, dt: float, hy: float, hx: float, steps: int, every: int) -> tuple[Tensor, Tensor]:
+    """u ``(B, H, W)`` after N >= 1 steps with v ``(4, B, H, W)``, and each ``every``-th state (none if 0)."""
+    u, v = u.detach().contiguous(), v.detach().contiguous()
+    out, kept = torch.empty_like(u), kept_states(u, steps, every)
+    run(u.numpy(), v.numpy(), out.numpy(), kept.numpy(), every, steps, in_precision(u, dt, hy, hx))
+    return out, kept
+
+
+@torch.library.custom_op("lsbook::steps_adjoint", mutates_args=(), device_types="cpu")
+def adjoint_op(
+    grad: Tensor, kept: Tensor, v: Tensor, dt: float, hy: float, hx: float, steps: int, every: int
+) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to u and v of :func:`steps_op`."""
+    padded, v = F.pad(grad.detach(), (1, 1, 1, 1)), v.detach().contiguous()
+    dv, constants = torch.zeros_like(v), in_precision(padded, dt, hy, hx)
+    run_adjoint(kept.numpy(), v.numpy(), padded.numpy(), dv.numpy(), every, steps, constants, type(constants[0])(1e-30))
+    return padded[:, 1:-1, 1:-1].contiguous(), dv
+
+
+def kept_states(u: Tensor, steps: int, every: int) -> Tensor:
+    """Room for the padded states that a run keeps, or for none."""
+    return u.new_empty((-(-steps // every) if every else 0, len(u), u.shape[1] + 2, u.shape[2] + 2))
+
+
+steps_op.register_fake(lambda u, v, dt, hy, hx, steps, every: (torch.empty_like(u), kept_states(u, steps, every)))
+adjoint_op.register_fake(lambda grad, kept, v, *rest: (torch.empty_like(grad), torch.empty_like(v)))
+
+
+def remember(ctx, inputs, output) -> None:
+    _, v, *ctx.rest = inputs
+    ctx.save_for_backward(output[1], v)
+
+
+def backward(ctx, grad: Tensor, _) -> tuple:
+    return *adjoint_op(grad, *ctx.saved_tensors, *ctx.rest), *[None] * len(ctx.rest)
+
+
+steps_op.register_autograd(backward, setup_context=remember)
 
 
 def fused_steps(u: Tensor, v: Speeds, dt: float, steps: int, spacing: Spacing = (1.0, 1.0)) -> Tensor:
     """Advance u ``(B, 1, H, W)``, on the CPU, by ``steps`` steps; equal to that many of ``LevelSetStep``."""
     if steps == 0:
         return u
-    kind = u.detach().numpy().dtype.type
-    hy, hx = spacing
-    constants = tuple(kind(c) for c in (dt, 1 / hy, 1 / hx, regularization(spacing), 1, 0.5, 0, ROOT_FLOOR))
     fields = torch.stack([field.expand_as(u)[:, 0] for field in v]).to(u.dtype)
-    return FusedSteps.apply(u[:, 0], fields, constants, steps)[:, None]
+    learns = torch.is_grad_enabled() and (u.requires_grad or fields.requires_grad)
+    every = math.isqrt(steps - 1) + 1 if learns else 0
+    return steps_op(u[:, 0], fields, dt, *map(float, spacing), steps, every)[0][:, None]

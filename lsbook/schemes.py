@@ -42,8 +42,8 @@ def extend(u: Tensor, axis: int, width: int, boundary: str = "replicate") -> Ten
 
 
 def smaller(a: Tensor, b: Tensor) -> Tensor:
-    """The one of a and b that is smaller in magnitude."""
-    return torch.where(a.abs() <= b.abs(), a, b)
+    """The one of a and b that is smaller in magnitude; their mean in a tie, so that mirrored fields stay mirrored."""
+    return torch.where(a.abs() == b.abs(), (a + b) / 2, torch.where(a.abs() < b.abs(), a, b))
 
 
 def weno(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Tensor:

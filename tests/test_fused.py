@@ -1,7 +1,6 @@
 """The fused steps: their hand-derived adjoint against autograd and against finite differences of the loss."""
 
-import tracemalloc
-
+import numba
 import pytest
 import torch
 
@@ -144,16 +143,56 @@ def test_a_start_without_slope_gives_zero_gradients_of_the_speeds():
     assert not any(field.any() for field in dv)
 
 
-def test_without_a_gradient_only_two_states_are_kept():
-    u, v, dt = random_case((1, 1, 64, 64), (1.0, 1.0), 1.0)
-    fused_steps(u, v, dt, 2)  # compiled and loaded before memory is watched
+def kept_by(u: torch.Tensor, v: Speeds, dt: float, steps: int) -> int:
+    """How many states the graph of a run holds on to."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: sizes.append(saved.numel()), lambda nothing: nothing):
+        fused_steps(u, v, dt, steps)
+    return sum(sizes) // (u.shape[-2] + 2) // (u.shape[-1] + 2) // len(u)
 
-    def peak(u: torch.Tensor) -> int:
-        tracemalloc.start()
-        fused_steps(u, v, dt, 100)
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size / u[0].detach().numpy().nbytes
 
-    assert peak(u) < 10
-    assert 100 < peak(u.clone().requires_grad_()) < 120
+def test_memory_grows_with_the_root_of_the_number_of_steps():
+    u, v, dt = random_case((2, 1, 40, 40), (1.0, 1.0), 1.0)
+    u.requires_grad_()
+    four_speeds = kept_by(u, v, dt, 1) - 1
+    for steps, states in ((25, 5), (50, 7), (100, 10), (400, 20), (800, 28)):
+        assert kept_by(u, v, dt, steps) - four_speeds == states
+    assert kept_by(u.detach(), v, dt, 100) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 17])
+def test_stretches_of_every_length_join(steps):
+    u, v, dt = random_case((2, 1, 7, 9), (1.0, 1.0), 0.0)
+
+    def one_by_one(u, v):
+        for _ in range(steps):
+            u = fused_steps(u, v, dt, 1)
+        return u
+
+    for a, b in zip(
+        gradients(lambda u, v: fused_steps(u, v, dt, steps), u, v), gradients(one_by_one, u, v), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_operator_keeps_the_rules_of_torch():
+    u, v, dt = random_case((2, 1, 5, 6), (1.0, 1.0), 0.0)
+    fields = torch.stack([field[:, 0] for field in v]).requires_grad_()
+    torch.library.opcheck(torch.ops.lsbook.steps, (u[:, 0].requires_grad_(), fields, dt, 1.0, 1.0, 5, 2))
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("shape", [(1, 1, 31, 17), (32, 1, 8, 9)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_hundred_steps_equal_the_definition(threads, shape, dtype, bound):
+    u, v, _ = random_case(shape, (1.0, 1.0), 1.0)
+    u, v, step = u.to(dtype), Speeds(*(field.to(dtype) for field in v)), LevelSetStep(0.1)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        ours = fused_steps(u, v, 0.1, 100)
+    finally:
+        numba.set_num_threads(before)
+    for _ in range(100):
+        u = step(u, v)
+    assert (ours - u).abs().max() < bound

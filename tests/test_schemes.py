@@ -484,6 +484,15 @@ def test_mirrored_and_turned_fields_evolve_alike(space, speed, hamiltonian):
 
 
 @pytest.mark.parametrize("space", DERIVATIVES)
+def test_ties_are_broken_without_a_side(space):
+    u = torch.tensor([0.0, 0, 1, 1, 2, 3, 3, 2, 2, 0], dtype=double).view(1, 1, -1)
+    backward, forward = one_sided(u, 0, 1.0, space)
+    mirrored = one_sided(u.flip(2), 0, 1.0, space)
+    torch.testing.assert_close(-mirrored[1].flip(2), backward, rtol=0, atol=1e-14)
+    torch.testing.assert_close(-mirrored[0].flip(2), forward, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("space", DERIVATIVES)
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (4, 5, 6)])
 def test_a_constant_stays_constant(space, shape):
     u, h = torch.full((1, 1, *shape), 2.5, dtype=double), [0.5] * len(shape)
