@@ -47,12 +47,14 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 book: $(INSTALLED) ## build the book into _build/html
 	$(BIN)/python -m lsbook sample totalseg || echo "No sample CT: going on without it, the chapters show the phantom."
+	$(BIN)/python -m lsbook warm
 	rm -rf _build
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	$(BIN)/python tools/check_book.py
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
 test: lint ## style, unit tests and notebooks, with durations
+	$(BIN)/python -m lsbook warm
 	MPLBACKEND=agg $(BIN)/pytest tests --durations=15
 	$(BIN)/pytest book --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=0
 

@@ -1,10 +1,11 @@
-"""The command line: ``python -m lsbook {train,predict,evaluate,sample}``."""
+"""The command line: ``python -m lsbook {train,predict,evaluate,sample,warm}``."""
 
 import argparse
 import json
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from .checkpoints import load_checkpoint
 from .ct import Preprocessing, SliceDataset, find_scans, split
 from .files import atomic_path, cache_folder
 from .inference import score_scan, segment
+from .levelset import speeds
 from .metrics import dice
 from .networks import MODELS
 from .nifti import read_volume, write_mask
 from .phantom import write_cohort
 from .sample import prefetch
+from .stepping import advance
 from .training import densest_point, train
 
 
@@ -60,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("sample", help="fetch sample CT scans into the cache")
     c.add_argument("names", nargs="*", default=["totalseg", "lits117"], metavar="NAME", help="totalseg, lits117")
+
+    commands.add_parser("warm", help="compile the level set steps once, so that nobody waits for it later")
     return main
 
 
@@ -133,6 +138,14 @@ def command_evaluate(args: argparse.Namespace) -> None:
     print(json.dumps({"dice": dice(reference.data, prediction.data)}))
 
 
+def command_warm(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    for kind in (torch.float32, torch.float64):
+        u = torch.zeros(1, 1, 4, 4, dtype=kind, requires_grad=True)
+        advance(u, speeds(torch.ones_like(u), *torch.ones(3, dtype=kind)), 0.1, 2).sum().backward()
+    print(f"Compiled the level set steps in {time.perf_counter() - started:.0f} s; later runs read them from a cache.")
+
+
 def git_commit() -> str | None:
     """Commit of the code that runs, or None outside a repository."""
     here = Path(__file__).parent
@@ -143,7 +156,7 @@ def git_commit() -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a fault of the input gives one line on standard error and status 2."""
     args = parser().parse_args(argv)
-    commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate}
+    commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate, "warm": command_warm}
     try:
         if args.command == "sample":
             return prefetch(args.names)

@@ -22,9 +22,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fused import fused_steps
 from .levelset import Speeds, edge_indicator, regularization, root, sliced_step, speeds, worst_cfl
 from .stencils import CENTRAL, along_x, along_y, central_gradient, replicate
+from .stepping import advance
 from .unet import EdgeNet, UNet
 
 MODELS = ("lse", "lse-g", "lsn", "unet", "unet-textbook")
@@ -100,6 +100,7 @@ class LevelSetNetwork(nn.Module):
         steps: N.
         contrast, sigma: edge scale of the formula, per pixel, and its smoothing in pixels.
         seed: (y, x, radius) of the disc that starts u, as fractions of the slice; set it from training data only.
+        method: form of the steps, see :mod:`lsbook.stepping`; learned curvature has only one.
         checkpoint_every: recompute the forward pass in segments of so many steps to save memory; 0 keeps everything.
     """
 
@@ -111,11 +112,12 @@ class LevelSetNetwork(nn.Module):
         contrast: float = 0.05,
         sigma: float = 1.0,
         seed: tuple[float, float, float] = (0.45, 0.3, 0.06),
+        method: str = "auto",
         checkpoint_every: int = 0,
     ):
         super().__init__()
         self.steps, self.contrast, self.sigma, self.seed = steps, contrast, sigma, tuple(seed)
-        self.checkpoint_every = checkpoint_every
+        self.method, self.checkpoint_every = method, checkpoint_every
         self.raw = nn.Parameter(torch.tensor([0.5413, 1.0, 1.0]))  # softplus(0.5413) = 1
         self.edge_net = EdgeNet() if learn_edge else None
         self.learned_curvature = LearnedCurvature() if learn_curvature else None
@@ -137,13 +139,11 @@ class LevelSetNetwork(nn.Module):
         return disc(image.shape[-2:], (y, x), radius).to(image).expand_as(image)
 
     def advance(self, u: Tensor, v: Speeds, steps: int) -> Tensor:
-        """u some steps later: fused on the CPU, by slices on a GPU or where curvature is learned."""
-        if self.learned_curvature is None and u.device.type == "cpu":
-            return fused_steps(u, v, DT, steps)
+        """u some steps later: by the fastest form, or by slices and clipped where curvature is learned."""
+        if self.learned_curvature is None:
+            return advance(u, v, DT, steps, method=self.method)
         for _ in range(steps):
-            u = sliced_step(u, v, DT, bending=self.learned_curvature)
-            if self.learned_curvature is not None:
-                u = u.clamp(-BAND, BAND)
+            u = sliced_step(u, v, DT, bending=self.learned_curvature).clamp(-BAND, BAND)
         return u
 
     def trajectory(self, image: Tensor, u0: Tensor | None = None, every: int = 10) -> Iterator[Tensor]:

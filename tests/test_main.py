@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,3 +220,8 @@ def test_a_wrong_command_shows_the_usage(arguments, capsys):
         main(arguments)
     assert leave.value.code == 2
     assert "usage: python -m lsbook" in capsys.readouterr().err
+
+
+def test_warm_compiles_and_says_how_long_it_took(capsys):
+    assert main(["warm"]) == 0
+    assert re.match(r"Compiled the level set steps in \d+ s", capsys.readouterr().out)

@@ -162,7 +162,7 @@ def test_modules_import_in_one_direction():
 def test_package_stays_small():
     lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES}
     assert {name: n for name, n in lines.items() if n > 250} == {}
-    assert sum(lines.values()) <= 2750
+    assert sum(lines.values()) <= 2800
 
 
 def test_table_of_contents_and_notebooks_agree():
