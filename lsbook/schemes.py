@@ -182,7 +182,7 @@ def evolve_by(rate: Callable[[Tensor], Tensor], u: Tensor, dt: float, steps: int
 def fastest(spacing: Sequence[float], wind: Sequence[Tensor | float], speed: Tensor | float, steepest: float) -> Tensor:
     """sum |w_i| / h_i + |F| steepest, for each cell."""
     rate = torch.as_tensor(speed, dtype=torch.float64).abs() * steepest
-    for w, h in zip(wind or [0.0] * len(spacing), spacing, strict=True):
+    for w, h in zip(wind if len(wind) else [0.0] * len(spacing), spacing, strict=True):
         rate = rate + torch.as_tensor(w, dtype=torch.float64).abs() / h
     return rate
 
@@ -218,4 +218,4 @@ def von_neumann_number(
     """
     tangential = sum(1 / h**2 for h in sorted(spacing)[:-1])
     rate = fastest(spacing, wind, speed, math.sqrt(sum(1 / h**2 for h in spacing)))
-    return dt * float((rate + 2 * torch.as_tensor(bend).abs() * tangential).max())
+    return dt * float((rate + 2 * torch.as_tensor(bend, dtype=torch.float64).abs() * tangential).max())

@@ -587,3 +587,76 @@ def test_evolve_repeats_the_step():
     ours = evolve(u, g, 0.5, -1.0, 0.7, 0.05, 4, (0.7, 1.6))
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
     assert torch.equal(evolve(u, g, 0.5, -1.0, 0.7, 0.05, 0, (0.7, 1.6)), u)
+
+
+# Gradients in float64, against finite differences.
+
+
+def generic(seed: int, *shape: int) -> Tensor:
+    """Values whose differences are well away from the kinks of ReLU and of the maximum."""
+    return (4 * uniform(seed, *shape)).requires_grad_()
+
+
+LAYERS = {
+    "differences": lambda u, d, v: torch.cat(tuple(differences(u, kernel_bank((0.7, 1.2))))),
+    "central gradient": lambda u, d, v: torch.cat(central_gradient(u, (0.7, 1.2))),
+    "blur": lambda u, d, v: gaussian_blur(u, 0.8),
+    "edge indicator": lambda u, d, v: edge_indicator(u, 0.5),
+    "maximum": lambda u, d, v: maximum(u, v.push),
+    "root": lambda u, d, v: root(u**2 + 0.1),
+    "transport": lambda u, d, v: levelset.transport(d, v),
+    "godunov, growing": lambda u, d, v: levelset.godunov(d, +1),
+    "godunov, shrinking": lambda u, d, v: levelset.godunov(d, -1),
+    "balloon": lambda u, d, v: balloon(d, v),
+    "curvature": lambda u, d, v: curvature(d, 0.01),
+    "divergence form": lambda u, d, v: divergence_curvature(u, 0.01, (0.7, 1.2)),
+    "step": lambda u, d, v: LevelSetStep(0.05)(u, v),
+    "sliced step": lambda u, d, v: sliced_step(u, v, 0.05),
+    "fused step": lambda u, d, v: fused_steps(u, v, 0.05, 1),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_gradcheck_of_every_layer(layer):
+    fields = [generic(seed, 1, 1, 4, 5) for seed in range(5)]
+
+    def with_differences(u, bend, wind_y, wind_x, push):
+        v = Speeds(bend, wind_y - 2, wind_x - 2, push - 2)  # speeds of either sign
+        return layer(u, differences(u, kernel_bank()), v)
+
+    assert torch.autograd.gradcheck(with_differences, fields)
+
+
+@pytest.mark.parametrize("gamma", [0.7, -0.7])
+@pytest.mark.parametrize("form", [convolved, fused], ids=["convolutions", "fused"])
+def test_gradcheck_of_twenty_unrolled_steps(form, gamma):
+    u0, g = generic(1, 1, 1, 5, 6), uniform(2, 1, 1, 5, 6).requires_grad_()
+    coefficients = scalars(0.3, 0.8, gamma).requires_grad_()
+
+    def unrolled(u: Tensor, g: Tensor, coefficients: Tensor) -> Tensor:
+        v = speeds(g, *coefficients)
+        for _ in range(20):
+            u = form(u, v, 0.1)
+        return u
+
+    assert torch.autograd.gradcheck(unrolled, (u0, g, coefficients))
+
+
+def test_coefficients_are_recovered_from_an_observed_evolution():
+    """An inverse problem solved by training: dt is fixed, all of u is seen, all three come back to 1 %."""
+    y, x = place((40, 40))
+    u0 = torch.minimum(10 - y.abs(), 6 - x.abs()).clamp(-4, 4)
+    g = edge_indicator(torch.tanh(12 - torch.hypot(y, x)), 0.3)
+    truth = scalars(0.5, 1.4, 0.6)
+    observed = fused_steps(u0, speeds(g, *truth), 0.15, 40)
+    guess = scalars(0.2, 0.3, 0.2).requires_grad_()
+    optimizer = torch.optim.LBFGS([guess], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        misfit = (fused_steps(u0, speeds(g, *guess), 0.15, 40) - observed).square().mean()
+        misfit.backward()
+        return misfit
+
+    optimizer.step(closure)
+    assert ((guess / truth - 1).abs() < 0.01).all(), guess

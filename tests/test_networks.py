@@ -346,3 +346,18 @@ def test_checkpointing_keeps_less_in_memory(name):
     everything = kept(seeded(name, method="stacked"), image)
     assert everything > 1000 * image.numel()
     assert kept(seeded(name, method="stacked", checkpoint_every=10), image) < everything / 4
+
+
+def test_gradcheck_of_the_learned_layers():
+    torch.manual_seed(5)
+    u = (3 * torch.randn(1, 1, 8, 8, dtype=torch.float64)).requires_grad_()
+    bend = LearnedCurvature(channels=3).double()
+    assert torch.autograd.gradcheck(bend, u)
+    weights = [p.detach().clone().requires_grad_() for p in bend.parameters()]
+
+    def of_weights(normal, divergence):
+        return torch.func.functional_call(bend, {"normal": normal, "divergence": divergence}, (u.detach(),))
+
+    assert torch.autograd.gradcheck(of_weights, weights)
+    net = EdgeNet().double().eval()
+    assert torch.autograd.gradcheck(net, u.detach().clone().requires_grad_(), atol=1e-6)
