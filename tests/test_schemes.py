@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import skfmm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -540,3 +542,34 @@ def test_gradients(space):
 def test_unknown_names_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(uniform(0, 8))
+
+
+# Referees by other people.
+
+
+def test_curvature_flow_of_simpleitk():
+    """Its filter takes the same compact differences; it has another rule where the gradient vanishes."""
+    y, x = torch.meshgrid(torch.arange(40.0, dtype=double), torch.arange(50.0, dtype=double), indexing="ij")
+    u = (3 * torch.sin(0.2 * x) * torch.cos(0.15 * y) + 0.4 * x - 0.3 * y)[None, None]
+    image = sitk.GetImageFromArray(u[0, 0].numpy())
+    theirs = sitk.GetArrayFromImage(sitk.CurvatureFlow(image, timeStep=0.1, numberOfIterations=5))
+    ours = evolve_by(lambda u: mean_curvature(u, (1.0, 1.0), 1e-12), u, 0.1, 5)[0, 0].numpy()
+    inside = (slice(6, -6), slice(6, -6))
+    moved = np.abs(ours - u[0, 0].numpy())[inside].max()
+    assert moved > 0.01
+    np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5 * moved)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.3)])
+def test_travel_times_of_fast_marching(spacing):
+    """Where and when a front at the speed F arrives: the level set equation in time against the eikonal equation."""
+    x = exact.centers((60, 50), spacing)
+    u = exact.growing_ball(x, 0.0, 5.0)
+    speed = (0.6 + 0.4 * torch.sin(0.3 * x[0]) * torch.cos(0.2 * x[1])).expand_as(u)
+    arrival = skfmm.travel_time(u[0, 0].numpy(), speed[0, 0].numpy(), dx=spacing)
+    end = 10.0
+    ours = march(lambda u: eikonal(u, speed, spacing), u, end, 0.3, "rk2")[0, 0].numpy() > 0
+    theirs = np.asarray(arrival) < end
+    late = np.abs(np.asarray(arrival) - end) * speed[0, 0].numpy()  # about the distance to the front
+    assert ours.sum() > 2 * (u > 0).sum()
+    assert late[ours != theirs].max(initial=0) < max(spacing)
