@@ -159,10 +159,20 @@ def test_modules_import_in_one_direction():
     assert set(order) == names
 
 
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank nor a comment nor part of a docstring."""
+    text = path.read_text(encoding="utf-8")
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented) and ast.get_docstring(n) is not None]
+    prose = {line for n in nodes for line in range(n.body[0].lineno, n.body[0].end_lineno + 1)}
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(bool(line.strip()) and line.lstrip()[0] != "#" and number not in prose for number, line in lines)
+
+
 def test_package_stays_small():
-    lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in MODULES}
-    assert {name: n for name, n in lines.items() if n > 250} == {}
-    assert sum(lines.values()) <= 2800
+    """A module fits on a few screens, all of them in an afternoon; what explains the code is not held against it."""
+    assert {p.name for p in MODULES if len(p.read_text(encoding="utf-8").splitlines()) > 250} == set()
+    assert 1000 < sum(map(code_lines, MODULES)) <= 2500
 
 
 def test_table_of_contents_and_notebooks_agree():
