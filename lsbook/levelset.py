@@ -22,6 +22,7 @@ from .stencils import Differences, Spacing, central_gradient, differences, kerne
 Bending = Callable[[Tensor], Tensor]  # u -> kappa |grad u|
 
 ROOT_FLOOR = 1e-18  # its square, a normal float32, is added under a root, where a small difference squared becomes 0
+KAPPA_LIMIT = 2.0  # per pixel: the most that central differences taken twice can reach
 
 
 def regularization(spacing: Spacing) -> float:

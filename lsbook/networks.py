@@ -22,9 +22,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .levelset import Speeds, edge_indicator, regularization, root, sliced_step, speeds, worst_cfl
+from .levelset import KAPPA_LIMIT, Speeds, edge_indicator, regularization, root, sliced_step, speeds, worst_cfl
 from .stencils import CENTRAL, along_x, along_y, central_gradient, replicate
-from .stepping import advance
+from .stepping import advance, choose_method
 from .unet import EdgeNet, UNet
 
 MODELS = ("lse", "lse-g", "lsn", "unet", "unet-textbook")
@@ -63,7 +63,7 @@ class LearnedCurvature(nn.Module):
     """kappa |grad u| with learned kernels: 3x3 to ``channels``, division by their norm, 3x3 back to one.
 
     It starts as the divergence form: central differences in two channels, small random kernels in the others. kappa is
-    clipped to +-2 pixel^-1, the most that the divergence form can reach.
+    clipped to +-KAPPA_LIMIT per pixel, the most that the divergence form can reach.
     """
 
     def __init__(self, channels: int = 16):
@@ -81,7 +81,7 @@ class LearnedCurvature(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         v = F.conv2d(replicate(u), self.normal)
         n = v / ((v**2).sum(dim=1, keepdim=True) + regularization((1.0, 1.0))).sqrt()
-        kappa = F.conv2d(replicate(n), self.divergence).clamp(-2.0, 2.0)
+        kappa = F.conv2d(replicate(n), self.divergence).clamp(-KAPPA_LIMIT, KAPPA_LIMIT)
         uy, ux = central_gradient(u)
         return kappa * root(ux**2 + uy**2)
 
@@ -100,7 +100,7 @@ class LevelSetNetwork(nn.Module):
         steps: N.
         contrast, sigma: edge scale of the formula, per pixel, and its smoothing in pixels.
         seed: (y, x, radius) of the disc that starts u, as fractions of the slice; set it from training data only.
-        method: form of the steps, see :mod:`lsbook.stepping`; learned curvature has only one.
+        method: form of the steps, see :mod:`lsbook.stepping`.
         checkpoint_every: recompute the forward pass in segments of so many steps to save memory; 0 keeps everything.
     """
 
@@ -139,11 +139,16 @@ class LevelSetNetwork(nn.Module):
         return disc(image.shape[-2:], (y, x), radius).to(image).expand_as(image)
 
     def advance(self, u: Tensor, v: Speeds, steps: int) -> Tensor:
-        """u some steps later: by the fastest form, or by slices and clipped where curvature is learned."""
-        if self.learned_curvature is None:
+        """u some steps later, by the fastest form; clipped to +-BAND after each step where curvature is learned."""
+        bend = self.learned_curvature
+        if bend is None:
             return advance(u, v, DT, steps, method=self.method)
+        if (choose_method(u) if self.method == "auto" else self.method) == "fused":
+            from .fused_bending import fused_learned_steps
+
+            return fused_learned_steps(u, v, bend.normal, bend.divergence, DT, BAND, steps)
         for _ in range(steps):
-            u = sliced_step(u, v, DT, bending=self.learned_curvature).clamp(-BAND, BAND)
+            u = sliced_step(u, v, DT, bending=bend).clamp(-BAND, BAND)
         return u
 
     def trajectory(self, image: Tensor, u0: Tensor | None = None, every: int = 10) -> Iterator[Tensor]:
