@@ -2,7 +2,7 @@
 
 March phi_t = s (1 - |grad phi|), s = sign(u), until |grad phi| = 1 (Sussman, Smereka, Osher 1994). Differences taken
 across the contour would move it; so cells beside it get their distance from u itself, u / |grad u|, and keep it
-(the sub-cell fix of Russo, Smereka 2000).
+(a variant of the sub-cell fix of Russo, Smereka 2000, who drive them there).
 """
 
 import math
