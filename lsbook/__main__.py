@@ -18,7 +18,7 @@ from .ct import Preprocessing, SliceDataset, find_scans, split
 from .files import atomic_path, cache_folder
 from .inference import score_scan, segment
 from .levelset import speeds
-from .metrics import dice
+from .metrics import compare
 from .networks import MODELS
 from .nifti import read_volume, write_mask
 from .phantom import write_cohort
@@ -135,7 +135,7 @@ def command_evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.prediction}: has shape {prediction.data.shape}, the reference {reference.data.shape}")
     if not np.allclose(reference.affine, prediction.affine, atol=1e-2):
         raise ValueError(f"{args.prediction}: lies elsewhere than the reference (affines differ); resample it")
-    print(json.dumps({"dice": dice(reference.data, prediction.data)}))
+    print(json.dumps(compare(reference.data, prediction.data, reference.spacing)))
 
 
 def command_warm(args: argparse.Namespace) -> None:

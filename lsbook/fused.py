@@ -194,8 +194,9 @@ def run_adjoint(kept, v, grad, dv, every, steps, constants, tiny):
                 flush(dp, grad[i], tiny)
 
 
-def in_precision(u: Tensor, dt: float, hy: float, hx: float) -> tuple:
-    """The loops' constants in the precision of u."""
+def prepare(u: Tensor, dt: float, hy: float, hx: float) -> tuple:
+    """The loops' constants in the precision of u; as many threads as torch has, which numba would change for it."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     return tuple(u.numpy().dtype.type(c) for c in (dt, 1 / hy, 1 / hx, regularization((hy, hx)), 1, 0.5, 0, ROOT_FLOOR))
 
 
@@ -204,7 +205,7 @@ def steps_op(u: Tensor, v: Tensor, dt: float, hy: float, hx: float, steps: int, 
     """u ``(B, H, W)`` after N >= 1 steps with v ``(4, B, H, W)``, and each ``every``-th state (none if 0)."""
     u, v = u.detach().contiguous(), v.detach().contiguous()
     out, kept = torch.empty_like(u), kept_states(u, steps, every)
-    run(u.numpy(), v.numpy(), out.numpy(), kept.numpy(), every, steps, in_precision(u, dt, hy, hx))
+    run(u.numpy(), v.numpy(), out.numpy(), kept.numpy(), every, steps, prepare(u, dt, hy, hx))
     return out, kept
 
 
@@ -213,8 +214,8 @@ def adjoint_op(
     grad: Tensor, kept: Tensor, v: Tensor, dt: float, hy: float, hx: float, steps: int, every: int
 ) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to u and v of :func:`steps_op`."""
-    padded, v = F.pad(grad.detach(), (1, 1, 1, 1)), v.detach().contiguous()
-    dv, constants = torch.zeros_like(v), in_precision(padded, dt, hy, hx)
+    padded, v, constants = F.pad(grad.detach(), (1, 1, 1, 1)), v.detach().contiguous(), prepare(grad, dt, hy, hx)
+    dv = torch.zeros_like(v)
     run_adjoint(kept.numpy(), v.numpy(), padded.numpy(), dv.numpy(), every, steps, constants, type(constants[0])(1e-30))
     return padded[:, 1:-1, 1:-1].contiguous(), dv
 
@@ -245,6 +246,5 @@ def fused_steps(u: Tensor, v: Speeds, dt: float, steps: int, spacing: Spacing = 
     if steps == 0:
         return u
     fields = torch.stack([field.expand_as(u)[:, 0] for field in v]).to(u.dtype)
-    learns = torch.is_grad_enabled() and (u.requires_grad or fields.requires_grad)
-    every = math.isqrt(steps - 1) + 1 if learns else 0
+    every = math.isqrt(steps - 1) + 1 if torch.is_grad_enabled() and (u.requires_grad or fields.requires_grad) else 0
     return steps_op(u[:, 0], fields, dt, *map(float, spacing), steps, every)[0][:, None]

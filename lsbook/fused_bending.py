@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import adjoint_step, compiled, compiled_parallel, flush, fold, in_precision, kept_states, pad, step
+from .fused import adjoint_step, compiled, compiled_parallel, flush, fold, kept_states, pad, prepare, step
 from .levelset import KAPPA_LIMIT, Speeds
 
 # A sum along a row is vectorized only if its terms may be added in another order.
@@ -222,7 +222,7 @@ class LearnedSteps(torch.autograd.Function):
         every = math.isqrt(steps - 1) + 1 if any(ctx.needs_input_grad) else 0
         u, v, kernels = (field.detach().contiguous() for field in (u, v, kernels))
         out, kept, kind = torch.empty_like(u), kept_states(u, steps, every), u.numpy().dtype.type
-        ctx.rest = every, steps, kind(band), kind(KAPPA_LIMIT), in_precision(u, dt, 1.0, 1.0)
+        ctx.rest = every, steps, kind(band), kind(KAPPA_LIMIT), prepare(u, dt, 1.0, 1.0)
         run(*(field.numpy() for field in (u, v, kernels, out, kept)), *ctx.rest)
         ctx.save_for_backward(kept, v, kernels)
         return out

@@ -160,7 +160,7 @@ def sliced_step(
             rate = rate + sign * F.relu(sign * v.push) * root(along_y**2 + along_x**2)
     if bending:
         rate = rate + v.bend * bending(u)
-    elif v.bend.any():
+    elif v.bend.requires_grad or v.bend.any():
         uy, ux = (south - north) / (2 * hy), (east - west) / (2 * hx)
         uyy, uxx = (fore_y - back_y) / hy, (fore_x - back_x) / hx
         uxy = (p[:, :, 2:, 2:] - p[:, :, 2:, :-2] - p[:, :, :-2, 2:] + p[:, :, :-2, :-2]) / (4 * hy * hx)

@@ -187,12 +187,11 @@ def test_the_operator_keeps_the_rules_of_torch():
 def test_a_hundred_steps_equal_the_definition(threads, shape, dtype, bound):
     u, v, _ = random_case(shape, (1.0, 1.0), 1.0)
     u, v, step = u.to(dtype), Speeds(*(field.to(dtype) for field in v)), LevelSetStep(0.1)
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    try:
-        ours = fused_steps(u, v, 0.1, 100)
-    finally:
-        numba.set_num_threads(before)
+    torch.set_num_threads(threads)  # which the loops follow; one_thread sets it back
+    ours = fused_steps(u, v, 0.1, 100)
+    assert torch.get_num_threads() == threads, "numba and torch share OpenMP's number of threads"
+    assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
+    torch.set_num_threads(1)
     for _ in range(100):
         u = step(u, v)
     assert (ours - u).abs().max() < bound

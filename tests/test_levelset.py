@@ -660,3 +660,14 @@ def test_coefficients_are_recovered_from_an_observed_evolution():
 
     optimizer.step(closure)
     assert ((guess / truth - 1).abs() < 0.01).all(), guess
+
+
+def test_every_form_has_the_gradient_of_alpha_at_0():
+    u, g = 4 * uniform(1, 1, 1, 8, 9), uniform(2, 1, 1, 8, 9)
+    gradients = []
+    for form in (convolved, sliced_step, fused):
+        alpha = scalars(0.0).requires_grad_()
+        out = form(u, speeds(g, alpha, *scalars(0.5, 0.5)), 0.1)
+        gradients.append(float(torch.autograd.grad((out**2).sum(), alpha)[0]))
+    assert abs(gradients[0]) > 0.01
+    assert gradients[1:] == pytest.approx(gradients[:1] * 2)
