@@ -33,7 +33,7 @@ define check_python
 	exit 1; }
 endef
 
-.PHONY: help book test lint format lock clean distclean
+.PHONY: help book test bench lint format lock clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -57,6 +57,10 @@ test: lint ## style, unit tests and notebooks, with durations
 	$(BIN)/python -m lsbook warm
 	MPLBACKEND=agg $(BIN)/pytest tests --durations=15
 	$(BIN)/pytest book --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=0
+
+bench: $(INSTALLED) ## benchmarks, into results/speed.json; on a machine that does nothing else
+	$(BIN)/python -m benchmarks
+	$(BIN)/python tools/measure_chapters.py
 
 lint: $(INSTALLED) ## style of code and notebooks
 	$(BIN)/ruff check .
