@@ -19,7 +19,7 @@ from .files import atomic_path, cache_folder
 from .inference import score_scan, segment
 from .levelset import speeds
 from .metrics import compare
-from .networks import MODELS
+from .networks import MODELS, build_model
 from .nifti import read_volume, write_mask
 from .phantom import write_cohort
 from .sample import prefetch
@@ -143,6 +143,7 @@ def command_warm(args: argparse.Namespace) -> None:
     for kind in (torch.float32, torch.float64):
         u = torch.zeros(1, 1, 4, 4, dtype=kind, requires_grad=True)
         advance(u, speeds(torch.ones_like(u), *torch.ones(3, dtype=kind)), 0.1, 2).sum().backward()
+    build_model("lsn", steps=2)(torch.zeros(1, 1, 16, 16)).sum().backward()
     print(f"Compiled the level set steps in {time.perf_counter() - started:.0f} s; later runs read them from a cache.")
 
 

@@ -18,7 +18,7 @@ import lsbook.__main__
 from lsbook.__main__ import main
 from lsbook.checkpoints import load_checkpoint
 from lsbook.ct import find_scans, split
-from lsbook.metrics import dice
+from lsbook.metrics import compare, dice
 from lsbook.nifti import read_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,16 +145,23 @@ def test_predict_gives_the_same_mask_whatever_the_order_of_the_axes(cohort, trai
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
 def test_evaluate_prints_json(cohort, tmp_path, turn, capsys):
     reference = cohort / "segmentation-0.nii.gz"
-    liver = np.asarray(nib.load(reference).dataobj) > 0  # lesions belong to it
-    part = nib.Nifti1Image((liver & (np.arange(64) < 20)[:, None, None]).astype(np.uint8), nib.load(reference).affine)
-    for prediction, expected in ((nib.Nifti1Image(liver.astype(np.uint8), part.affine), 1.0), (part, None)):
-        if expected is None:
-            a, b = int(liver.sum()), int(np.asarray(part.dataobj).sum())
-            expected = 2 * b / (a + b)
-            assert 0 < expected < 1
-        nib.save(prediction.as_reoriented(np.array(turn)), tmp_path / "p.nii")
+    labels = nib.load(reference)
+    liver = np.asarray(labels.dataobj) > 0  # lesions belong to it
+    part = liver & (np.arange(64) < 20)[:, None, None]
+    spacing = (6.0, 6.0, 12.0)
+    assert labels.header.get_zooms() == spacing
+    zero = {"dice": 1.0, "ravd_percent": 0.0, "assd_mm": 0.0, "mssd_mm": 0.0, "hd95_mm": 0.0}
+    null = {"dice": 0.0, "ravd_percent": 100.0, "assd_mm": None, "mssd_mm": None, "hd95_mm": None}
+    cut = compare(liver, part, spacing)
+    a, b = int(liver.sum()), int(part.sum())
+    assert cut["dice"] == 2 * b / (a + b) and cut["ravd_percent"] == 100 * (a - b) / a and cut["mssd_mm"] > 20
+    for prediction, expected in ((liver, zero), (part, cut), (0 * part, null)):
+        image = nib.Nifti1Image(prediction.astype(np.uint8), labels.affine)
+        nib.save(image.as_reoriented(np.array(turn)), tmp_path / "p.nii")
         assert main(["evaluate", "--reference", str(reference), "--prediction", str(tmp_path / "p.nii")]) == 0
-        assert json.loads(capsys.readouterr().out) == {"dice": pytest.approx(expected)}
+        printed = json.loads(capsys.readouterr().out)
+        assert list(printed) == list(expected)
+        assert printed == {key: value and pytest.approx(value, rel=1e-6) for key, value in expected.items()}
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------

@@ -138,13 +138,16 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-EXTRAS = {"lsbook": [], "book": ["book"], "tests": ["book", "test"], "tools": ["book", "test"]}
-SOURCES = [*MODULES, *NOTEBOOKS, *(p for folder in ("tests", "tools") for p in sorted((ROOT / folder).glob("*.py")))]
+EXTRAS = {"lsbook": [], "book": ["book"]} | dict.fromkeys(
+    ("tests", "tools", "benchmarks", "experiments"), ["book", "test"]
+)
+PROGRAMS = [p for folder in list(EXTRAS)[2:] for p in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = [*MODULES, *NOTEBOOKS, *PROGRAMS]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_import_is_declared(path: Path):
-    own = {"lsbook"} | {p.stem for p in SOURCES if p.parent.name in ("tests", "tools")}
+    own = {"lsbook", "benchmarks", "experiments"} | {p.stem for p in PROGRAMS}
     allowed = declared(*EXTRAS[path.parent.name])
     distributions = packages_distributions()
     for name in {name.split(".")[0] for name in imported(path)} - own - sys.stdlib_module_names:
