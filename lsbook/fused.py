@@ -17,27 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .levelset import ROOT_FLOOR, Speeds, regularization
+from .levelset import Speeds
+from .loops import compiled, compiled_parallel, flush, fold, kept_states, pad, prepare
 from .stencils import Spacing
-
-compiled = numba.njit(cache=True, error_model="numpy")
-compiled_parallel = numba.njit(cache=True, error_model="numpy", parallel=True)
-
-
-@compiled
-def pad(p):
-    """Copy the outer pixels of the interior into the frame of width one (replicate)."""
-    p[0, 1:-1], p[-1, 1:-1] = p[1, 1:-1], p[-2, 1:-1]
-    p[:, 0], p[:, -1] = p[:, 1], p[:, -2]
-
-
-@compiled
-def fold(p):
-    """The adjoint of :func:`pad`: add the frame to the outer pixels. Nothing reads the frame afterwards."""
-    p[:, 1] += p[:, 0]
-    p[:, -2] += p[:, -1]
-    p[1] += p[0]
-    p[-2] += p[-1]
 
 
 @compiled
@@ -154,38 +136,41 @@ def adjoint_step(p, grad, dp, v, dv, i, rows, constants):
     fold(dp)
 
 
-@compiled
-def flush(values, target, tiny):
-    """Copy the interior, numbers below ``tiny`` as 0: a gradient's far tail would be denormal, ten times slower."""
-    for i in range(1, values.shape[0] - 1):
-        for j in range(1, values.shape[1] - 1):
-            target[i, j] = values[i, j] if abs(values[i, j]) > tiny else 0 * tiny
-
-
 @compiled_parallel
-def run(u, v, out, kept, every, steps, constants):
-    """N steps from u ``(B, H, W)`` to ``out``; u before the steps 0, every, 2 every, ... goes to ``kept``, padded."""
-    for i in numba.prange(u.shape[0]):
-        p = np.empty((u.shape[1] + 2, u.shape[2] + 2), dtype=u.dtype)
-        q = np.empty_like(p)
-        p[1:-1, 1:-1] = u[i]
-        pad(p)
-        for n in range(steps):
-            if every and n % every == 0:
-                kept[n // every, i] = p
-            step(p, q, v[0, i], v[1, i], v[2, i], v[3, i], constants)
-            p, q = q, p
-        out[i] = p[1:-1, 1:-1]
+def run(u, v, out, kept, bands, block, steps, constants):
+    """N steps from u ``(B, H, W)`` to ``out``; u before the steps 0, block, 2 block, ... to ``kept``, if it has room.
+
+    Bands of rows take a block of steps side by side, each with a margin of as many rows; at its end, where the rows
+    beyond are missing, one more row is wrong after each step.
+    """
+    out[:] = u
+    for first in range(0, steps, block):
+        start = out.copy()
+        if len(kept):
+            kept[first // block] = start
+        for t in numba.prange(u.shape[0] * bands):
+            i, low, high = t // bands, u.shape[1] * (t % bands) // bands, u.shape[1] * (t % bands + 1) // bands
+            top, end = max(low - block, 0) if bands > 1 else low, min(high + block, u.shape[1]) if bands > 1 else high
+            p = np.empty((end - top + 2, u.shape[2] + 2), dtype=u.dtype)
+            q = np.empty_like(p)
+            p[1:-1, 1:-1] = start[i, top:end]
+            pad(p)
+            for _ in range(min(block, steps - first)):
+                step(p, q, v[0, i, top:end], v[1, i, top:end], v[2, i, top:end], v[3, i, top:end], constants)
+                p, q = q, p
+            out[i, low:high] = p[1 + low - top : 1 + high - top, 1:-1]
 
 
 @compiled_parallel
 def run_adjoint(kept, v, grad, dv, every, steps, constants, tiny):
     """Turn ``grad`` of the last u, padded ``(B, H+2, W+2)``, into that of u0, in place; collect ``dv`` (4, B, H, W)."""
     for i in numba.prange(kept.shape[1]):
-        states, dp = np.empty((every, *kept.shape[2:]), dtype=kept.dtype), np.empty_like(grad[i])
-        rows = np.zeros((6, kept.shape[3] + 2), dtype=kept.dtype)
+        states = np.empty((every, grad.shape[1], grad.shape[2]), dtype=kept.dtype)
+        dp = np.empty_like(grad[i])
+        rows = np.zeros((6, grad.shape[2] + 2), dtype=kept.dtype)
         for k in range(kept.shape[0] - 1, -1, -1):
-            states[0] = kept[k, i]
+            states[0, 1:-1, 1:-1] = kept[k, i]
+            pad(states[0])
             count = min(every, steps - k * every)
             for n in range(count - 1):
                 step(states[n], states[n + 1], v[0, i], v[1, i], v[2, i], v[3, i], constants)
@@ -194,18 +179,14 @@ def run_adjoint(kept, v, grad, dv, every, steps, constants, tiny):
                 flush(dp, grad[i], tiny)
 
 
-def prepare(u: Tensor, dt: float, hy: float, hx: float) -> tuple:
-    """The loops' constants in the precision of u; as many threads as torch has, which numba would change for it."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    return tuple(u.numpy().dtype.type(c) for c in (dt, 1 / hy, 1 / hx, regularization((hy, hx)), 1, 0.5, 0, ROOT_FLOOR))
-
-
 @torch.library.custom_op("lsbook::steps", mutates_args=(), device_types="cpu")
 def steps_op(u: Tensor, v: Tensor, dt: float, hy: float, hx: float, steps: int, every: int) -> tuple[Tensor, Tensor]:
     """u ``(B, H, W)`` after N >= 1 steps with v ``(4, B, H, W)``, and each ``every``-th state (none if 0)."""
     u, v = u.detach().contiguous(), v.detach().contiguous()
-    out, kept = torch.empty_like(u), kept_states(u, steps, every)
-    run(u.numpy(), v.numpy(), out.numpy(), kept.numpy(), every, steps, prepare(u, dt, hy, hx))
+    out, kept, constants = torch.empty_like(u), kept_states(u, steps, every), prepare(u, dt, hy, hx)
+    bands = max(1, min(numba.get_num_threads() // len(u), u.shape[1] // (4 * (every or 8))))
+    block = every or (8 if bands > 1 else steps)
+    run(u.numpy(), v.numpy(), out.numpy(), kept.numpy(), bands, block, steps, constants)
     return out, kept
 
 
@@ -218,11 +199,6 @@ def adjoint_op(
     dv = torch.zeros_like(v)
     run_adjoint(kept.numpy(), v.numpy(), padded.numpy(), dv.numpy(), every, steps, constants, type(constants[0])(1e-30))
     return padded[:, 1:-1, 1:-1].contiguous(), dv
-
-
-def kept_states(u: Tensor, steps: int, every: int) -> Tensor:
-    """Room for the padded states that a run keeps, or for none."""
-    return u.new_empty((-(-steps // every) if every else 0, len(u), u.shape[1] + 2, u.shape[2] + 2))
 
 
 steps_op.register_fake(lambda u, v, dt, hy, hx, steps, every: (torch.empty_like(u), kept_states(u, steps, every)))

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import adjoint_step, compiled, compiled_parallel, flush, fold, kept_states, pad, prepare, step
+from .fused import adjoint_step, step
 from .levelset import KAPPA_LIMIT, Speeds
-
-# A sum along a row is vectorized only if its terms may be added in another order.
-reordering = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+from .loops import compiled, compiled_parallel, flush, fold, kept_states, pad, prepare, reordering
 
 
 @compiled
@@ -168,7 +166,7 @@ def run(u, v, kernels, out, kept, every, steps, band, limit, constants):
         pad(p)
         for k in range(steps):
             if every and k % every == 0:
-                kept[k // every, i] = p
+                kept[k // every, i] = p[1:-1, 1:-1]
             unclipped_step(p, q, v, i, none, kernels, n, scale, kappa, limit, constants)
             clip_interior(q, band)
             p, q = q, p
@@ -178,7 +176,7 @@ def run(u, v, kernels, out, kept, every, steps, band, limit, constants):
 @compiled_parallel
 def run_adjoint(kept, v, kernels, grad, dv, d_kernels, every, steps, band, limit, constants, tiny):
     """As :func:`fused.run_adjoint`; ``d_kernels`` (B, 2, C, 9) for normal and divergence."""
-    channels, height, width = kernels.shape[1], kept.shape[2], kept.shape[3]
+    channels, height, width = kernels.shape[1], grad.shape[1], grad.shape[2]
     for i in numba.prange(kept.shape[1]):
         states = np.empty((every, height, width), dtype=kept.dtype)
         n = np.empty((channels, height, width), dtype=kept.dtype)
@@ -194,7 +192,8 @@ def run_adjoint(kept, v, kernels, grad, dv, d_kernels, every, steps, band, limit
         plain, d_plain = v[:, i : i + 1].copy(), np.zeros_like(v[:, i : i + 1])  # without bending
         plain[0] = 0
         for s in range(kept.shape[0] - 1, -1, -1):
-            states[0] = kept[s, i]
+            states[0, 1:-1, 1:-1] = kept[s, i]
+            pad(states[0])
             count = min(every, steps - s * every)
             for k in range(count - 1):
                 p = states[k + 1]
