@@ -1,7 +1,10 @@
 """Segment whole scans with a trained network, in the scan's own grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from skimage.measure import label
 from torch import Tensor, nn
 
@@ -12,10 +15,13 @@ from .nifti import Volume
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest connected part (faces, edges and corners connect) of a mask ``(X, Y, Z)``; empty stays empty."""
-    parts = label(mask, connectivity=mask.ndim)
-    if parts.max() == 0:
+    if not mask.any():
         return mask
-    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    box = find_objects(mask.view(np.uint8))[0]
+    parts = label(mask[box], connectivity=mask.ndim)
+    kept = np.zeros_like(mask)
+    kept[box] = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return kept
 
 
 @torch.no_grad()
@@ -26,13 +32,18 @@ def slice_probabilities(model: nn.Module, images: Tensor, batch: int = 16) -> Te
     return torch.cat([model(part.to(device)).cpu() for part in images.split(batch)])
 
 
-def segment(model: nn.Module, preprocessing: Preprocessing, volume: Volume) -> np.ndarray:
+def segment(model: nn.Module, preprocessing: Preprocessing, volume: Volume, batch: int = 16) -> np.ndarray:
     """Liver mask of a scan, bool ``(X, Y, Z)`` in RAS+ axes on the scan's grid.
 
-    Probabilities are brought back to the scan's grid, cut at 0.5, and the largest connected part is kept.
+    Probabilities are brought back to the scan's grid, cut at 0.5, and the largest connected part is kept. ``batch``
+    slices are in work at a time; only the mask is as long as the scan.
     """
-    probability = slice_probabilities(model, preprocessing.images(volume))
-    return largest_component(preprocessing.restore(probability, volume) > 0.5)
+    mask = np.empty(volume.data.shape, dtype=bool)
+    for first in range(0, mask.shape[2], batch):
+        slab = (slice(None), slice(None), slice(first, first + batch))
+        part = replace(volume, data=volume.data[slab])
+        mask[slab] = preprocessing.restore(slice_probabilities(model, preprocessing.images(part)), part) > 0.5
+    return largest_component(mask)
 
 
 def score_scan(model: nn.Module, preprocessing: Preprocessing, scan: Scan) -> dict:
