@@ -58,8 +58,9 @@ test: lint ## style, unit tests and notebooks, with durations
 	MPLBACKEND=agg $(BIN)/pytest tests --durations=15
 	$(BIN)/pytest book --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=0
 
-bench: $(INSTALLED) ## benchmarks, into results/speed.json; on a machine that does nothing else
-	$(BIN)/python -m benchmarks
+bench: $(INSTALLED) ## benchmarks, into results/; on a machine that does nothing else; DATA=FOLDER of CT scans
+	$(BIN)/python -m lsbook warm
+	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)",)
 	$(BIN)/python tools/measure_chapters.py
 
 lint: $(INSTALLED) ## style of code and notebooks
