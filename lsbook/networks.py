@@ -143,7 +143,7 @@ class LevelSetNetwork(nn.Module):
         bend = self.learned_curvature
         if bend is None:
             return advance(u, v, DT, steps, method=self.method)
-        if (choose_method(u) if self.method == "auto" else self.method) == "fused":
+        if choose_method(u, self.method) == "fused":
             from .fused_bending import fused_learned_steps
 
             return fused_learned_steps(u, v, bend.normal, bend.divergence, DT, BAND, steps)

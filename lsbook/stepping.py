@@ -10,8 +10,18 @@ from .stencils import Spacing
 METHODS = ("auto", "fused", "stacked")
 
 
-def choose_method(u: Tensor) -> str:
-    """On a CPU with numba "fused" (:mod:`lsbook.fused`), else "stacked": one convolution with all stencils a step."""
+def choose_method(u: Tensor, method: str = "auto") -> str:
+    """The method itself, or for "auto" the fastest: "fused" (:mod:`lsbook.fused`) on a CPU with numba, else "stacked".
+
+    "stacked" is :class:`LevelSetStep`, one convolution with all stencils a step.
+
+    Raises:
+        ValueError: if the method is not one of :data:`METHODS`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method != "auto":
+        return method
     return "fused" if u.device.type == "cpu" and find_spec("numba") else "stacked"
 
 
@@ -21,11 +31,7 @@ def advance(u: Tensor, v: Speeds, dt: float, steps: int, spacing: Spacing = (1.0
     Raises:
         ValueError: if the method is not one of :data:`METHODS`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if method == "auto":
-        method = choose_method(u)
-    if method == "fused":
+    if choose_method(u, method) == "fused":
         from .fused import fused_steps  # here, because numba takes a second to import and need not be installed
 
         return fused_steps(u, v, dt, steps, spacing)

@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from benchmarks.forms import PARTS
+from lsbook.loops import prepare
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ["roofline", "forward", "library", "terms", "size", "iteration", "tuning", "contours"]
@@ -88,3 +93,18 @@ def test_contours_need_settings(tmp_path):
 
 def test_the_committed_run_is_whole():
     check(json.loads((ROOT / "results" / "speed.json").read_text())["groups"], quick=False)
+
+
+def test_the_profiled_terms_add_up_to_the_step():
+    """The loops with one term each are what the step is made of: their changes of u sum to its change."""
+    rng = np.random.default_rng(0)
+    p, speeds = np.pad(rng.random((9, 11)), 1, mode="edge"), rng.uniform(-1, 1, (4, 9, 11))
+    constants = prepare(torch.zeros(1, dtype=torch.float64), 0.1, 0.7, 1.2)
+    change = {}
+    for name in ("transport", "balloon", "curvature", "step"):
+        q = np.empty_like(p)
+        PARTS[name](p, q, *speeds, constants)
+        change[name] = (q - p)[1:-1, 1:-1]
+        assert np.abs(change[name]).max() > 0.01, name
+    whole = change.pop("step")
+    np.testing.assert_allclose(sum(change.values()), whole, rtol=0, atol=1e-12)

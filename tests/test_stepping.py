@@ -46,3 +46,6 @@ def test_a_network_runs_by_either_method():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="method must be one of auto, fused, stacked, not 'cuda'"):
         advance(*case(), 0.1, 1, method="cuda")
+    for name in ("lse", "lsn"):
+        with pytest.raises(ValueError, match="not 'cuda'"):
+            networks.build_model(name, steps=2, method="cuda")(torch.zeros(1, 1, 8, 8))
