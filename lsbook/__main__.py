@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed-radius", type=float, default=0.06, help="of the first disc, as a fraction of the size")
     c.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="scans of one person")
     c.add_argument("--start-from", type=Path, help="checkpoint whose weights the model takes over where it has them")
+    c.add_argument("--plain", action="store_true", help="train on the slices as they are, without augmentation")
+    c.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed", "16-mixed"))
     c.add_argument("--devices", default="1", help="processes or GPUs, as Lightning Fabric counts them (default 1)")
     c.add_argument("--out", type=Path, required=True)
 
@@ -89,13 +91,14 @@ def command_train(args: argparse.Namespace) -> None:
         "folds": args.folds,
         "scans": names._asdict(),
         "all_slices": args.all_slices,
+        "precision": args.precision,
         "lsbook": __version__,
         "commit": git_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     devices = args.devices if args.devices == "auto" else int(args.devices)
-    fabric = Fabric(accelerator="auto", devices=devices)
+    fabric = Fabric(accelerator="auto", devices=devices, precision=args.precision)
     rows = train(
         args.model,
         options,
@@ -109,6 +112,7 @@ def command_train(args: argparse.Namespace) -> None:
         provenance=provenance,
         fabric=fabric,
         start_from=args.start_from,
+        augmented=not args.plain,
     )
     if fabric.global_rank == 0:
         model, _, info = load_checkpoint(args.out / "best.safetensors")

@@ -2,7 +2,8 @@
 
 Slices are ``(H, W)`` with rows from front to back and columns from the patient's right to left, as radiologists see
 them: the liver is on the viewer's left. A scan is padded with air to a square of equal sides in mm, windowed (HU cut
-to a range, then scaled to [-1, 1]) and brought to the working size. Liver is every label > 0: lesions belong to it.
+to a range, then scaled to [-1, 1]) and brought to the working size. Liver is every label > 0: lesions belong to it; a
+working pixel on its border holds the share of its area that is liver, as its gray value is the mean over its area.
 """
 
 import hashlib
@@ -74,6 +75,7 @@ def split(names: Sequence[str], fold: int, folds: int, same_patient: Iterable[Se
     """Fold number ``fold`` (from 0) of a split by patient: a fold's patients are tested, a fifth of the rest validate.
 
     The order of patients is shuffled once, with a fixed seed, so that the folds are the same for every model and run.
+    Patients with several scans do not validate as long as others can: their scans are better used for training.
 
     Args:
         names: all scans.
@@ -99,7 +101,8 @@ def split(names: Sequence[str], fold: int, folds: int, same_patient: Iterable[Se
     shuffled = [patients[i] for i in np.random.default_rng(0).permutation(len(patients))]
     test = shuffled[fold::folds]
     rest = [p for p in shuffled if p not in test]
-    validation = rest[:: max(2, min(5, len(rest)))]
+    single = [p for p in rest if len(p) == 1]
+    validation = (single if len(single) > 1 else rest)[:: max(2, min(5, len(rest)))]
     parts = ([p for p in rest if p not in validation], validation, test)
     return Split(*([name for name in names if patient[name] in part] for part in parts))
 
@@ -125,15 +128,21 @@ class Preprocessing:
         """Slices ``(Z, 1, size, size)`` in [-1, 1], float32: area average where both sides shrink, else bilinear."""
         slices = torch.from_numpy(to_slices(volume.data).copy()).unsqueeze(1)
         slices = ((slices - self.low) / (self.high - self.low) * 2 - 1).clamp(-1, 1)
-        slices = F.pad(slices, square_padding(volume), value=-1.0)
+        return self.resample(F.pad(slices, square_padding(volume), value=-1.0))
+
+    def labels(self, volume: Volume) -> Tensor:
+        """Share of liver in each pixel of the slices, float32 in [0, 1], ``(Z, 1, size, size)``; resampled as images.
+
+        Nearest labels would lie up to a quarter of a working pixel beside images that are averaged over areas.
+        """
+        slices = torch.from_numpy((to_slices(volume.data) > 0).astype(np.float32)).unsqueeze(1)
+        return self.resample(F.pad(slices, square_padding(volume)))
+
+    def resample(self, slices: Tensor) -> Tensor:
+        """Slices ``(Z, 1, H, W)`` at the working size: area average where both sides shrink, else bilinear."""
         if min(slices.shape[-2:]) > self.size:
             return F.interpolate(slices, size=(self.size, self.size), mode="area")
         return F.interpolate(slices, size=(self.size, self.size), mode="bilinear", align_corners=False)
-
-    def labels(self, volume: Volume) -> Tensor:
-        """Labels of the slices by nearest pixel, uint8 ``(Z, 1, size, size)``."""
-        slices = torch.from_numpy(to_slices(volume.data).copy()).unsqueeze(1)
-        return F.interpolate(F.pad(slices, square_padding(volume)), size=(self.size, self.size), mode="nearest-exact")
 
     def restore(self, slices: Tensor, volume: Volume) -> np.ndarray:
         """Bring slices ``(Z, 1, size, size)``, say probabilities, back to the volume's grid ``(X, Y, Z)``, bilinear."""
@@ -184,14 +193,17 @@ def liver_range(mask: np.ndarray) -> slice:
 
 
 def prepared_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Working slices of a scan, mapped from the cache on disk: images float32, labels uint8, ``(Z, size, size)``."""
+    """Working slices of a scan, mapped from the cache on disk, ``(Z, size, size)``.
+
+    Images are float32 in [-1, 1]; the share of liver is uint8, in 255ths.
+    """
     stamps = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in (scan.image, scan.mask)]
-    key = hashlib.sha256(json.dumps([stamps, asdict(preprocessing)]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps(["share of liver", stamps, asdict(preprocessing)]).encode()).hexdigest()[:24]
     paths = [cache_folder("slices") / f"{key}-{part}.npy" for part in ("image", "label")]
     if not all(path.is_file() for path in paths):
         image, mask = read_scan(scan)
-        labels = preprocessing.labels(mask)
-        if not labels.any():
+        labels = (preprocessing.labels(mask) * 255).round().to(torch.uint8)
+        if labels.max() < 128:
             raise ValueError(f"{scan.mask}: its liver vanishes at {preprocessing.size} pixels; take a larger size")
         for path, slices in zip(paths, (preprocessing.images(image), labels), strict=True):
             with atomic_path(path) as partial:
@@ -201,7 +213,7 @@ def prepared_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[np.ndarray,
 
 
 class SliceDataset(Dataset):
-    """Slices of many scans; only those within the liver's range unless ``all_slices``. Items: image and liver mask,
+    """Slices of many scans; only those within the liver's range unless ``all_slices``. Items: image and share of liver,
     float32 ``(1, size, size)`` each. Slices stay on disk until they are asked for.
 
     Attributes:
@@ -214,7 +226,7 @@ class SliceDataset(Dataset):
         self.arrays = [prepared_scan(scan, preprocessing) for scan in self.scans]
         self.index = []
         for number, (_, labels) in enumerate(self.arrays):
-            chosen = range(len(labels)) if all_slices else range(len(labels))[liver_range(labels)]
+            chosen = range(len(labels)) if all_slices else range(len(labels))[liver_range(labels > 127)]
             self.index += [(number, z) for z in chosen]
 
     def __len__(self) -> int:
@@ -223,4 +235,4 @@ class SliceDataset(Dataset):
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         number, z = self.index[item]
         images, labels = self.arrays[number]
-        return torch.from_numpy(images[z].copy())[None], torch.from_numpy((labels[z] > 0).astype(np.float32))[None]
+        return torch.from_numpy(images[z].copy())[None], torch.from_numpy(labels[z].astype(np.float32) / 255)[None]

@@ -13,7 +13,7 @@ Lengths are in pixels (h = 1). The level set u is positive inside, starts as a s
 read out as sigmoid(u / WIDTH).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -99,7 +99,8 @@ class LevelSetNetwork(nn.Module):
         learn_curvature: :class:`LearnedCurvature` instead of compact differences.
         steps: N.
         contrast, sigma: edge scale of the formula, per pixel, and its smoothing in pixels.
-        seed: (y, x, radius) of the disc that starts u, as fractions of the slice; set it from training data only.
+        seed: (y, x, radius) of the disc that starts u, as fractions of the slice, or several whose union starts it; set
+            it from training data only.
         method: form of the steps, see :mod:`lsbook.stepping`.
         checkpoint_every: recompute the forward pass in segments of so many steps to save memory; 0 keeps everything.
     """
@@ -111,12 +112,12 @@ class LevelSetNetwork(nn.Module):
         steps: int = 100,
         contrast: float = 0.05,
         sigma: float = 1.0,
-        seed: tuple[float, float, float] = (0.45, 0.3, 0.06),
+        seed: Sequence[float] | Sequence[Sequence[float]] = (0.45, 0.3, 0.06),
         method: str = "auto",
         checkpoint_every: int = 0,
     ):
         super().__init__()
-        self.steps, self.contrast, self.sigma, self.seed = steps, contrast, sigma, tuple(seed)
+        self.steps, self.contrast, self.sigma, self.seed = steps, contrast, sigma, np.atleast_2d(seed).tolist()
         self.method, self.checkpoint_every = method, checkpoint_every
         self.raw = nn.Parameter(torch.tensor([0.5413, 1.0, 1.0]))  # softplus(0.5413) = 1
         self.edge_net = EdgeNet() if learn_edge else None
@@ -130,30 +131,38 @@ class LevelSetNetwork(nn.Module):
     def edge(self, image: Tensor) -> Tensor:
         """g of the slices, ``(B, 1, H, W)`` in [0, 1]."""
         if self.edge_net is not None:
-            return self.edge_net(image)
-        return edge_indicator(image, self.contrast, self.sigma)
+            return self.edge_net(image).to(image.dtype)
+        with torch.autocast(image.device.type, enabled=False):
+            return edge_indicator(image, self.contrast, self.sigma)
+
+    def speeds(self, image: Tensor) -> Speeds:
+        """What moves u, at each pixel; in the image's precision, as the steps are, also where autocast is on."""
+        g = self.edge(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return speeds(g, *self.coefficients())
 
     def start(self, image: Tensor) -> Tensor:
-        """The seed disc for a batch of slices."""
-        y, x, radius = self.seed
-        return disc(image.shape[-2:], (y, x), radius).to(image).expand_as(image)
+        """The seed disc, or discs, for a batch of slices."""
+        discs = [disc(image.shape[-2:], (y, x), radius) for y, x, radius in self.seed]
+        return torch.cat(discs).amax(dim=0, keepdim=True).to(image).expand_as(image)
 
     def advance(self, u: Tensor, v: Speeds, steps: int) -> Tensor:
         """u some steps later, by the fastest form; clipped to +-BAND after each step where curvature is learned."""
         bend = self.learned_curvature
-        if bend is None:
-            return advance(u, v, DT, steps, method=self.method)
-        if choose_method(u, self.method) == "fused":
-            from .fused_bending import fused_learned_steps
+        with torch.autocast(u.device.type, enabled=False):
+            if bend is None:
+                return advance(u, v, DT, steps, method=self.method)
+            if choose_method(u, self.method) == "fused":
+                from .fused_bending import fused_learned_steps
 
-            return fused_learned_steps(u, v, bend.normal, bend.divergence, DT, BAND, steps)
-        for _ in range(steps):
-            u = sliced_step(u, v, DT, bending=bend).clamp(-BAND, BAND)
-        return u
+                return fused_learned_steps(u, v, bend.normal, bend.divergence, DT, BAND, steps)
+            for _ in range(steps):
+                u = sliced_step(u, v, DT, bending=bend).clamp(-BAND, BAND)
+            return u
 
     def trajectory(self, image: Tensor, u0: Tensor | None = None, every: int = 10) -> Iterator[Tensor]:
         """u at steps 0, every, 2 every, ..., N."""
-        v = speeds(self.edge(image), *self.coefficients())
+        v = self.speeds(image)
         u = self.start(image) if u0 is None else u0
         yield u
         for first in range(0, self.steps, every):
@@ -162,7 +171,7 @@ class LevelSetNetwork(nn.Module):
 
     def level_set(self, image: Tensor, u0: Tensor | None = None) -> Tensor:
         """u after N steps, from the seed disc or from a given u0; ``(B, 1, H, W)``."""
-        v = speeds(self.edge(image), *self.coefficients())
+        v = self.speeds(image)
         u = self.start(image) if u0 is None else u0
         segment = self.checkpoint_every if self.checkpoint_every and torch.is_grad_enabled() else self.steps
         for first in range(0, self.steps, max(segment, 1)):
@@ -186,7 +195,7 @@ def build_model(name: str, **options) -> nn.Module:
     if name == "unet":
         return UNet(**options)
     if name == "unet-textbook":
-        return UNet(**({"filters": 8, "textbook": True} | options))
+        return UNet(**({"filters": 8, "textbook": True, "dropout": 0.0, "batch_norm": True} | options))
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
     return LevelSetNetwork(learn_edge=name != "lse", learn_curvature=name == "lsn", **options)

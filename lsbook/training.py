@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from .augmentation import augment
 from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
 from .files import atomic_path
@@ -29,6 +30,7 @@ from .metrics import dice
 from .networks import LevelSetNetwork, build_model
 from .nifti import one_line
 
+MAX_NORM = 5.0  # longer gradients are shortened to it
 COEFFICIENT_RATE = 30  # the three scalars of the equation learn so many times faster than a kernel's weights
 
 
@@ -39,11 +41,21 @@ def soft_dice_loss(prediction: Tensor, target: Tensor, smooth: float = 0.01) -> 
     falls to 0 as p does.
 
     Args:
-        prediction, target: probabilities and mask, ``(B, 1, H, W)``.
+        prediction, target: probabilities and share of liver, ``(B, 1, H, W)``.
     """
     error = ((target - prediction) ** 2).sum(dim=(1, 2, 3))
     size = (target**2).sum(dim=(1, 2, 3)) + (prediction**2).sum(dim=(1, 2, 3))
     return (error / (size + smooth * target[0].numel())).mean()
+
+
+def segmentation_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """:func:`soft_dice_loss` plus the mean cross-entropy of the pixels.
+
+    Dice asks for the area; the cross-entropy asks for each pixel, also where a slice has little liver or the output is
+    saturated.
+    """
+    p = prediction.float().clamp(1e-6, 1 - 1e-6)
+    return soft_dice_loss(p, target) + F.binary_cross_entropy(p, target)
 
 
 def densest_point(dataset: SliceDataset, radius: float = 0.06) -> tuple[float, float, float]:
@@ -70,51 +82,65 @@ def scan_dice(model: nn.Module, dataset: SliceDataset, batch: int = 16) -> dict[
     with torch.no_grad():
         for image, target in DataLoader(dataset, batch):
             found.append((model(image.to(device)) > 0.5).cpu().numpy())
-            truth.append(target.numpy())
+            truth.append((target > 0.5).numpy())
     found, truth = np.concatenate(found), np.concatenate(truth)
     numbers = np.array([number for number, _ in dataset.index])
     return {scan.name: dice(truth[numbers == n], found[numbers == n]) for n, scan in enumerate(dataset.scans)}
 
 
-def jitter(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch ``(B, 1, H, W)`` as other patients and scanners might have given it; draws from torch's generator.
+def learning_rate(progress: float) -> float:
+    """Factor of the rate at a share of the run in [0, 1]: up in 5 %, then down along a half cosine to 0.
 
-    Each slice is turned by up to 9 degrees, zoomed by up to 10 % and shifted by up to 5 %, its gain changed by up to a
-    quarter and its offset by up to 0.4 (40 HU in the default window), clipped to [-1, 1] like the window.
+    The cosine is that of Loshchilov and Hutter 2017.
     """
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(len(image)).uniform_(low, high).to(image)
-
-    angle, zoom = uniform(-0.16, 0.16), uniform(0.9, 1.1)
-    c, s = zoom * angle.cos(), zoom * angle.sin()
-    matrix = torch.stack([c, -s, uniform(-0.1, 0.1), s, c, uniform(-0.1, 0.1)], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
-    image = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-    mask = F.grid_sample(mask, grid, mode="nearest", padding_mode="border", align_corners=False)
-    gain, offset = uniform(math.log(0.8), math.log(1.25)).exp(), uniform(-0.4, 0.4)
-    return (image * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(-1, 1), mask
+    return min(1.0, progress / 0.05) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def train_epoch(fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
-    """One pass over the loader; the mean loss.
+def train_epoch(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    epoch: int = 0,
+    epochs: int = 1,
+    augmented: bool = True,
+) -> float:
+    """Pass number ``epoch`` (from 0) of ``epochs`` over the loader; the mean loss of the slices, over all processes.
 
     Raises:
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: if the model's output is not finite.
     """
     model.train()
-    total = 0.0
-    for image, target in loader:
+    total, count = torch.zeros((), device=fabric.device), 0
+    for step, (image, target) in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate((epoch + (step + 1) / len(loader)) / epochs)
         optimizer.zero_grad()
-        image, target = jitter(image, target)
-        loss = soft_dice_loss(model(image), target)
-        if not torch.isfinite(loss):
-            raise FloatingPointError("the loss is not finite; lower the learning rate and check the input for NaN")
+        image, target = augment(image, target) if augmented else (image, target)
+        prediction = model(image)
+        if not torch.isfinite(prediction).all():
+            raise FloatingPointError("the output is not finite; lower the learning rate and check the input for NaN")
+        loss = segmentation_loss(prediction, target)
         fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        fabric.clip_gradients(model, optimizer, max_norm=MAX_NORM)
         optimizer.step()
-        total += float(loss.detach()) / len(loader)
-    return total
+        total, count = total + loss.detach() * len(image), count + len(image)
+    return float(fabric.all_reduce(total / count, reduce_op="mean"))
+
+
+def epoch_loader(fabric: Fabric, dataset: SliceDataset, batch: int, seed: int) -> DataLoader:
+    """This process's share of a shuffled pass; all processes together see the batches that one process would see.
+
+    Raises:
+        ValueError: if the batch cannot be shared out evenly.
+    """
+    ranks = fabric.world_size
+    if batch % ranks:
+        raise ValueError(f"a batch of {batch} slices cannot be shared by {ranks} processes; choose a multiple")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    order = torch.cat([order, order[: -len(order) % ranks]])[fabric.global_rank :: ranks]
+    loader = DataLoader(Subset(dataset, order.tolist()), batch // ranks)
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
 
 def train(
@@ -131,12 +157,13 @@ def train(
     provenance: dict | None = None,
     fabric: Fabric | None = None,
     start_from: str | os.PathLike | None = None,
+    augmented: bool = True,
 ) -> list[dict]:
     """Train a model of the ladder; go on from ``out`` if a run with the same settings was cut there.
 
-    Adam's rate falls along a half cosine from ``rate`` to 0 (Loshchilov, Hutter 2017).
-
-    ``start_from`` is a checkpoint of the rung below, whose weights the new model takes over where it has them.
+    ``batch`` counts the slices of one step over all processes of ``fabric``; ``rate`` is Adam's highest. ``start_from``
+    is a checkpoint of the rung below, whose weights the new model takes over where it has them. ``augmented`` slices
+    are changed anew in each epoch (:mod:`lsbook.augmentation`).
 
     Writes to ``out``: ``best.safetensors`` (highest mean Dice over the validation scans), ``last.pt`` (state to go on
     from), ``log.csv`` and ``log.json``.
@@ -145,7 +172,7 @@ def train(
         One row an epoch: epoch, loss, validation Dice, and for level set networks alpha, beta, gamma.
 
     Raises:
-        ValueError: if ``out`` holds a run with other settings.
+        ValueError: if ``out`` holds a run with other settings, or a process would get no whole number of slices.
     """
     out = Path(out)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
@@ -161,6 +188,7 @@ def train(
         "seed": seed,
         "batch": batch,
         "rate": rate,
+        "augmented": augmented,
         "train": [scan.name for scan in train_set.scans],
     }
     settings |= {"slices": len(train_set), "validation": [scan.name for scan in validation_set.scans]}
@@ -183,12 +211,11 @@ def train(
         rows = state["rows"]
 
     for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, disable=None):
-        torch.manual_seed(seed * 100_003 + epoch)
-        order = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        loader = fabric.setup_dataloaders(DataLoader(train_set, batch, shuffle=True, generator=order))
-        row = {"epoch": epoch + 1, "loss": train_epoch(fabric, model, optimizer, loader)}
+        number = seed * 100_003 + epoch
+        torch.manual_seed(number + 1_000_000_007 * fabric.global_rank)
+        loader = epoch_loader(fabric, train_set, batch, number)
+        row = {"epoch": epoch + 1}
+        row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmented)
         row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
         if isinstance(bare, LevelSetNetwork):
             row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))

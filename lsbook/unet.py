@@ -8,19 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def convolution(channels_in: int, channels_out: int, padding_mode: str = "zeros") -> nn.Sequential:
-    """3x3 convolution, same size, and ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, padding_mode=padding_mode)
-    return nn.Sequential(conv, nn.ReLU())
+def convolution(
+    channels_in: int, channels_out: int, padding_mode: str = "zeros", batch_norm: bool = False
+) -> nn.Sequential:
+    """3x3 convolution, same size, batch normalization (Ioffe, Szegedy 2015) if wanted, and ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, padding_mode=padding_mode, bias=not batch_norm)
+    conv = conv.to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
+    return nn.Sequential(conv, *([nn.BatchNorm2d(channels_out)] if batch_norm else []), nn.ReLU())
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions with ReLU; ``residual`` adds the first one's output to the second's."""
 
-    def __init__(self, channels_in: int, channels_out: int, residual: bool):
+    def __init__(self, channels_in: int, channels_out: int, residual: bool, batch_norm: bool = False):
         super().__init__()
-        self.first = convolution(channels_in, channels_out)
-        self.second = convolution(channels_out, channels_out)
+        self.first = convolution(channels_in, channels_out, batch_norm=batch_norm)
+        self.second = convolution(channels_out, channels_out, batch_norm=batch_norm)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,17 +42,25 @@ class UNet(nn.Module):
         depth: number of levels, so that H and W are divided by 2^(depth - 1).
         textbook: choose the textbook variant.
         dropout: rate of the spatial dropout.
+        batch_norm: normalize after each 3x3 convolution.
     """
 
-    def __init__(self, filters: int = 16, depth: int = 5, textbook: bool = False, dropout: float = 0.25):
+    def __init__(
+        self,
+        filters: int = 16,
+        depth: int = 5,
+        textbook: bool = False,
+        dropout: float = 0.25,
+        batch_norm: bool = False,
+    ):
         super().__init__()
         self.textbook = textbook
         widths = [filters * 2**level if textbook else filters for level in range(depth)]
         inputs = [1, *widths[:-1]]
-        self.down = nn.ModuleList(Block(i, o, not textbook) for i, o in zip(inputs, widths, strict=True))
+        self.down = nn.ModuleList(Block(i, o, not textbook, batch_norm) for i, o in zip(inputs, widths, strict=True))
         self.up = nn.ModuleList()
         for fine, coarse in zip(widths[-2::-1], widths[:0:-1], strict=True):
-            self.up.append(Block(fine + coarse if textbook else coarse, fine, not textbook))
+            self.up.append(Block(fine + coarse if textbook else coarse, fine, not textbook, batch_norm))
         self.dropout = nn.Dropout2d(dropout)
         self.readout = nn.Conv2d(filters, 1, 1)
 

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from lsbook import ct
 from lsbook.ct import Preprocessing, Scan, SliceDataset, find_scans, from_slices, prepared_scan, read_scan, split
@@ -57,7 +58,7 @@ def test_window(hu, value):
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_a_whole_factor_averages_blocks_of_the_windowed_image_and_takes_the_middle_label(factor):
+def test_a_whole_factor_averages_blocks_of_the_windowed_image_and_of_the_liver(factor):
     rng = np.random.default_rng(0)
     hu = rng.uniform(-500, 500, (8 * factor, 8 * factor, 3)).astype(np.float32)
     mask = rng.integers(0, 3, hu.shape).astype(np.uint8)
@@ -66,9 +67,9 @@ def test_a_whole_factor_averages_blocks_of_the_windowed_image_and_takes_the_midd
     found = Preprocessing(8).images(volume(hu))[:, 0].numpy()
     np.testing.assert_allclose(found, blocks, atol=1e-6)
     labels = Preprocessing(8).labels(volume(mask))
-    assert labels.dtype == torch.uint8
-    middle = factor // 2
-    np.testing.assert_array_equal(labels[:, 0].numpy(), ct.to_slices(mask)[:, middle::factor, middle::factor])
+    assert labels.dtype == torch.float32
+    share = (ct.to_slices(mask) > 0).reshape(3, 8, factor, 8, factor).mean(axis=(2, 4))
+    np.testing.assert_allclose(labels[:, 0].numpy(), share, atol=1e-6)
 
 
 def test_a_larger_size_interpolates():
@@ -79,8 +80,8 @@ def test_a_larger_size_interpolates():
     expected = (column[None, :] + 2 * row[:, None]) / 100
     np.testing.assert_allclose(found[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-6)
     mask = np.random.default_rng(0).integers(0, 3, (16, 16, 2)).astype(np.uint8)
-    doubled = ct.to_slices(mask).repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(Preprocessing(32).labels(volume(mask))[:, 0].numpy(), doubled)
+    share = ndimage.zoom((ct.to_slices(mask) > 0).astype(float), (1, 2, 2), order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(Preprocessing(32).labels(volume(mask))[:, 0].numpy(), share, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,9 @@ def test_a_mask_survives_the_way_there_and_back(shape, spacing, size):
     way = Preprocessing(size, 0, 1)
     back = way.restore(way.images(volume(mask.astype(np.float32), spacing)), volume(mask, spacing)) > 0
     assert dice(mask, back) > 0.97
-    labels = way.labels(volume(mask.astype(np.uint8), spacing))[:, 0].numpy()
-    assert dice(labels, way.images(volume(mask.astype(np.float32), spacing))[:, 0].numpy() > 0) > 0.95
+    labels = way.labels(volume(2 * mask.astype(np.uint8), spacing))  # a lesion is liver
+    images = way.images(volume(mask.astype(np.float32), spacing))
+    torch.testing.assert_close(labels, (images + 1) / 2, atol=1e-6, rtol=0)  # the same place, to a part of a pixel
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -276,6 +278,14 @@ def test_impossible_folds_are_refused(count, fold, folds, groups, fault):
         split(NAMES[:count], fold, folds, groups)
 
 
+def test_patients_with_several_scans_do_not_validate_while_others_can():
+    groups = [["3", "17"], ["0", "30", "8"]]
+    for fold in range(5):
+        assert not set(split(NAMES, fold, 5, groups).validation) & {"3", "17", "0", "30", "8"}
+    pairs = [[str(2 * n), str(2 * n + 1)] for n in range(4)]
+    assert all(len(part) >= 2 for part in split(NAMES[:8], 0, 4, pairs))  # no others here
+
+
 # -- prepared slices --------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +302,8 @@ def test_prepared_slices_are_cached_mapped_and_renewed_when_the_file_changes(tmp
     assert reads == ["volume-1.nii", "segmentation-1.nii"]
     assert isinstance(images, np.memmap) and isinstance(labels, np.memmap)
     assert (images.dtype, labels.dtype, images.shape) == (np.float32, np.uint8, (6, 16, 16))
-    np.testing.assert_array_equal(labels, np.asarray(Preprocessing(16).labels(read_volume(scan.mask, True)))[:, 0])
+    share = Preprocessing(16).labels(read_volume(scan.mask, True))[:, 0].numpy()
+    np.testing.assert_array_equal(labels, np.round(255 * share))
 
     again = prepared_scan(scan, Preprocessing(16))
     assert len(reads) == 2, "the second call read the scan again"
@@ -305,8 +316,8 @@ def test_prepared_slices_are_cached_mapped_and_renewed_when_the_file_changes(tmp
 
     write_scan(tmp_path, HU, np.where(LIVER == 2, 0, LIVER))
     os.utime(scan.mask, ns=(1, 1))  # a clock with coarse ticks would hide the change
-    assert labels.max() == 2
-    assert prepared_scan(scan, Preprocessing(16))[1].max() == 1
+    assert (labels > 0).sum() == (LIVER > 0).sum()
+    assert (prepared_scan(scan, Preprocessing(16))[1] > 0).sum() == (LIVER == 1).sum()
 
 
 def test_a_dataset_holds_the_slices_of_the_liver_or_all(tmp_path):

@@ -109,11 +109,13 @@ def test_coefficients_start_at_one(name):
 def test_build_model_knows_its_names_and_passes_options_on():
     for name in MODELS[:3]:
         model = build_model(name, steps=7, seed=(0.5, 0.5, 0.1))
-        assert isinstance(model, LevelSetNetwork) and model.steps == 7 and model.seed == (0.5, 0.5, 0.1)
+        assert isinstance(model, LevelSetNetwork) and model.steps == 7 and model.seed == [[0.5, 0.5, 0.1]]
         assert (model.edge_net is None, model.learned_curvature is None) == (name == "lse", name != "lsn")
     for name in MODELS[3:]:
         model = build_model(name, depth=3)
         assert isinstance(model, UNet) and model.textbook == (name == "unet-textbook") and len(model.down) == 3
+        normalized = any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        assert normalized == (name == "unet-textbook") and model.dropout.p == (0.25 if name == "unet" else 0.0)
     with pytest.raises(ValueError, match="'u-net'.*lse.*unet"):
         build_model("u-net")
 
@@ -188,7 +190,7 @@ def test_a_given_start_replaces_the_disc(name):
     model, image = seeded(name, steps=20), slices(0, 2, 1, 24, 30)
     with torch.no_grad():
         by_default = model.level_set(image)
-        u0 = disc((24, 30), model.seed[:2], model.seed[2]).expand(2, 1, 24, 30)
+        u0 = disc((24, 30), model.seed[0][:2], model.seed[0][2]).expand(2, 1, 24, 30)
         torch.testing.assert_close(model.level_set(image, u0), by_default)
         other = model.level_set(image, -torch.full_like(image, BAND))
     assert (other < 0).all()
@@ -361,3 +363,27 @@ def test_gradcheck_of_the_learned_layers():
     assert torch.autograd.gradcheck(of_weights, weights)
     net = EdgeNet().double().eval()
     assert torch.autograd.gradcheck(net, u.detach().clone().requires_grad_(), atol=1e-6)
+
+
+def test_several_discs_start_their_union():
+    model = seeded("lse", steps=0, seed=[(0.3, 0.3, 0.1), (0.6, 0.7, 0.15)])
+    image = slices(0, 2, 1, 24, 30)
+    u0 = torch.maximum(disc((24, 30), (0.3, 0.3), 0.1), disc((24, 30), (0.6, 0.7), 0.15))
+    torch.testing.assert_close(model.level_set(image), u0.expand(2, 1, 24, 30), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LADDER)
+@pytest.mark.parametrize("method", ["auto", "stacked"])
+def test_steps_stay_in_single_precision_under_autocast(name, method):
+    model, image = seeded(name, steps=20, method=method), slices(0, 2, 1, 24, 30)
+    with torch.no_grad():
+        plain = model.level_set(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            under = model.level_set(image)
+            if model.edge_net is not None:
+                assert (model.edge(image) - model.edge(image).bfloat16()).abs().max() == 0  # the net itself is not
+        assert under.dtype == torch.float32
+        if name == "lse":
+            torch.testing.assert_close(under, plain, rtol=0, atol=0)
+        else:
+            assert 0 < (under - plain).abs().max() < 0.2  # g differs by its rounding

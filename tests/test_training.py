@@ -20,9 +20,10 @@ from lsbook.networks import MODELS, build_model, disc
 from lsbook.training import (
     COEFFICIENT_RATE,
     densest_point,
-    jitter,
+    learning_rate,
     make_optimizer,
     scan_dice,
+    segmentation_loss,
     soft_dice_loss,
     train,
     train_epoch,
@@ -58,7 +59,7 @@ def fit(sets):
     """Train with the settings of this module, unless told otherwise."""
 
     def run(name, out, train_set=sets[0], preprocessing=WORKING, options=None, epochs=EPOCHS, **settings):
-        settings = {"seed": 3, "batch": 8, "rate": 3e-3} | settings
+        settings = {"seed": 3, "batch": 8, "rate": 3e-3, "augmented": name.startswith("unet")} | settings
         options = OPTIONS[name] if options is None else options
         return train(name, options, train_set, sets[1], preprocessing, out, epochs, **settings)
 
@@ -167,40 +168,21 @@ def test_each_weight_is_in_one_group_and_the_coefficients_learn_faster(name):
     assert sorted(grouped) == sorted(expected)
 
 
-def test_jitter_draws_gain_and_offset_of_each_slice_within_their_ranges():
-    found = {}
-    for value in (0.0, 0.1):  # a constant slice stays constant under any motion
-        torch.manual_seed(0)
-        image = torch.full((500, 1, 8, 8), value)
-        found[value], _ = jitter(image, image)
-        assert found[value].flatten(1).std(dim=1).max() < 1e-6
-    offset, gain = found[0.0][:, 0, 4, 4], (found[0.1] - found[0.0])[:, 0, 4, 4] / 0.1
-    assert -0.4 <= offset.min() < -0.37 and 0.37 < offset.max() <= 0.4
-    assert 0.8 - 1e-5 < gain.min() < 0.82 and 1.23 < gain.max() < 1.25 + 1e-5
-    bright, _ = jitter(torch.ones(50, 1, 8, 8), torch.ones(50, 1, 8, 8))
-    assert bright.max() == 1
+def test_the_rate_rises_then_falls_to_zero():
+    steps = np.linspace(0, 1, 401)
+    factors = np.array([learning_rate(step) for step in steps])
+    assert factors[0] == 0 and factors[-1] == pytest.approx(0, abs=1e-12)
+    assert 0.9 < factors.max() < 1 and steps[factors.argmax()] == pytest.approx(0.05)
+    assert (np.diff(factors[:21]) > 0).all() and (np.diff(factors[20:]) < 0).all()
 
 
-def test_jitter_moves_image_and_mask_together_and_only_a_little():
-    torch.manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    inside = 14 - torch.hypot(y - 24, x - 40)
-    image = (inside / 20).clamp(-1, 1).expand(100, 1, 64, 64)
-    mask = (inside > 0).float().expand(100, 1, 64, 64)
-    moved, target = jitter(image, mask)
-    assert set(target.unique().tolist()) == {0.0, 1.0}
-    again = (moved - jitter_edge(moved, target) > 0).float()
-    assert float(dice(target.numpy(), again.numpy())) > 0.97
-    areas = target.sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
-    assert 0.8 < areas.min() < 0.9 and 1.1 < areas.max() < 1.27
-    center = (target * x).sum(dim=(1, 2, 3)) / target.sum(dim=(1, 2, 3))
-    assert 2 < (center - 40).abs().max() < 0.05 * 64 + 0.1 * 8 + 0.16 * 8 + 1
-
-
-def jitter_edge(moved, target):
-    """Value of each moved slice on the rim of its mask: the image's level there, after gain and offset."""
-    rim = (target - torch.nn.functional.avg_pool2d(target, 3, 1, 1)).abs() > 0.1
-    return ((moved * rim).sum(dim=(1, 2, 3)) / rim.sum(dim=(1, 2, 3))).view(-1, 1, 1, 1)
+def test_the_loss_adds_the_cross_entropy_of_soft_targets():
+    p, y = probabilities_and_masks()
+    y = (0.2 + 0.7 * y).float()
+    entropy = -np.mean(y.numpy() * np.log(p.numpy()) + (1 - y.numpy()) * np.log(1 - p.numpy()))
+    expected = float(soft_dice_loss(p.float(), y)) + float(entropy)
+    assert float(segmentation_loss(p.float(), y)) == pytest.approx(expected, rel=1e-5)
+    assert torch.isfinite(segmentation_loss(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])))
 
 
 class Threshold(nn.Module):
@@ -221,12 +203,12 @@ def test_scan_dice_is_of_each_scan_over_all_its_slices(scans, batch):
     for number, scan in enumerate(scans[:2]):
         items = [dataset[i] for i, (n, _) in enumerate(dataset.index) if n == number]
         found, truth = (np.concatenate([part.numpy() for part in parts]) for parts in zip(*items, strict=True))
-        expected[scan.name] = dice(truth, found > 0.4)
+        expected[scan.name] = dice(truth > 0.5, found > 0.4)
     assert scan_dice(Threshold().train(), dataset, batch) == expected
     assert len(set(expected.values())) == 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_training():
+def test_an_output_that_is_not_finite_stops_the_training():
     fabric = Fabric(accelerator="cpu", devices=1)
     model = build_model("unet")
     model, optimizer = fabric.setup(model, make_optimizer(model, 1e-3))
@@ -274,8 +256,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(runs, fit, tm
 def test_a_run_cut_within_an_epoch_ends_as_an_uncut_one(runs, fit, tmp_path, monkeypatch, name):
     epochs = []
 
-    def cut(fabric, model, optimizer, loader):
-        epochs.append(train_epoch(fabric, model, optimizer, loader))
+    def cut(*args):
+        epochs.append(train_epoch(*args))
         if len(epochs) == 2:
             raise KeyboardInterrupt
         return epochs[-1]
@@ -295,7 +277,8 @@ def test_a_finished_run_is_not_trained_again(runs, fit, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", ["seed", "epochs", "batch", "rate", "options", "preprocessing", "scans", "slices", "model", "start"]
+    "change",
+    ["seed", "epochs", "batch", "rate", "options", "preprocessing", "scans", "slices", "model", "start", "augmented"],
 )
 def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, change):
     out = shutil.copytree(runs("lse")[0], tmp_path / "run")
@@ -311,6 +294,7 @@ def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, 
         "slices": {"train_set": SliceDataset(scans[:2], WORKING, all_slices=True)},
         "model": {},
         "start": {"start_from": out / "best.safetensors"},
+        "augmented": {"augmented": True},
     }
     with pytest.raises(ValueError, match=rf"{out}: .*other settings"):
         fit("lse-g" if change == "model" else "lse", out, **settings[change])
