@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from . import __version__
+from .augmentation import AUGMENTATIONS
 from .checkpoints import load_checkpoint
 from .ct import Preprocessing, SliceDataset, find_scans, split
 from .files import atomic_path, cache_folder
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed-radius", type=float, default=0.06, help="of the first disc, as a fraction of the size")
     c.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="scans of one person")
     c.add_argument("--start-from", type=Path, help="checkpoint whose weights the model takes over where it has them")
-    c.add_argument("--plain", action="store_true", help="train on the slices as they are, without augmentation")
+    c.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="default: all for U-Nets, gray for the others")
     c.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed", "16-mixed"))
     c.add_argument("--devices", default="1", help="processes or GPUs, as Lightning Fabric counts them (default 1)")
     c.add_argument("--out", type=Path, required=True)
@@ -112,7 +113,7 @@ def command_train(args: argparse.Namespace) -> None:
         provenance=provenance,
         fabric=fabric,
         start_from=args.start_from,
-        augmented=not args.plain,
+        augmentation=args.augmentation or ("all" if args.model.startswith("unet") else "gray"),
     )
     if fabric.global_rank == 0:
         model, _, info = load_checkpoint(args.out / "best.safetensors")

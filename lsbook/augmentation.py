@@ -71,6 +71,13 @@ def change_gray_values(image: Tensor) -> Tensor:
 
 
 def augment(image: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """All three; the share of liver is deformed with its image."""
+    """Deformation, lesion and gray values; the share of liver is deformed with its image."""
     image, share = deform(image, share)
     return change_gray_values(add_lesion(image, share)), share
+
+
+AUGMENTATIONS = {
+    "all": augment,
+    "gray": lambda image, share: (change_gray_values(add_lesion(image, share)), share),  # the liver stays at the seed
+    "none": lambda image, share: (image, share),
+}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from .augmentation import augment
+from .augmentation import AUGMENTATIONS
 from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
 from .files import atomic_path
@@ -103,7 +103,7 @@ def train_epoch(
     loader: DataLoader,
     epoch: int = 0,
     epochs: int = 1,
-    augmented: bool = True,
+    augmentation: str = "all",
 ) -> float:
     """Pass number ``epoch`` (from 0) of ``epochs`` over the loader; the mean loss of the slices, over all processes.
 
@@ -116,7 +116,7 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate((epoch + (step + 1) / len(loader)) / epochs)
         optimizer.zero_grad()
-        image, target = augment(image, target) if augmented else (image, target)
+        image, target = AUGMENTATIONS[augmentation](image, target)
         prediction = model(image)
         if not torch.isfinite(prediction).all():
             raise FloatingPointError("the output is not finite; lower the learning rate and check the input for NaN")
@@ -157,13 +157,13 @@ def train(
     provenance: dict | None = None,
     fabric: Fabric | None = None,
     start_from: str | os.PathLike | None = None,
-    augmented: bool = True,
+    augmentation: str = "all",
 ) -> list[dict]:
     """Train a model of the ladder; go on from ``out`` if a run with the same settings was cut there.
 
     ``batch`` counts the slices of one step over all processes of ``fabric``; ``rate`` is Adam's highest. ``start_from``
-    is a checkpoint of the rung below, whose weights the new model takes over where it has them. ``augmented`` slices
-    are changed anew in each epoch (:mod:`lsbook.augmentation`).
+    is a checkpoint of the rung below, whose weights the new model takes over where it has them. ``augmentation`` says
+    how slices are changed anew in each epoch (a key of :data:`lsbook.augmentation.AUGMENTATIONS`).
 
     Writes to ``out``: ``best.safetensors`` (highest mean Dice over the validation scans), ``last.pt`` (state to go on
     from), ``log.csv`` and ``log.json``.
@@ -188,7 +188,7 @@ def train(
         "seed": seed,
         "batch": batch,
         "rate": rate,
-        "augmented": augmented,
+        "augmentation": augmentation,
         "train": [scan.name for scan in train_set.scans],
     }
     settings |= {"slices": len(train_set), "validation": [scan.name for scan in validation_set.scans]}
@@ -215,7 +215,7 @@ def train(
         torch.manual_seed(number + 1_000_000_007 * fabric.global_rank)
         loader = epoch_loader(fabric, train_set, batch, number)
         row = {"epoch": epoch + 1}
-        row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmented)
+        row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmentation)
         row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
         if isinstance(bare, LevelSetNetwork):
             row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))

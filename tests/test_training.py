@@ -59,7 +59,8 @@ def fit(sets):
     """Train with the settings of this module, unless told otherwise."""
 
     def run(name, out, train_set=sets[0], preprocessing=WORKING, options=None, epochs=EPOCHS, **settings):
-        settings = {"seed": 3, "batch": 8, "rate": 3e-3, "augmented": name.startswith("unet")} | settings
+        kind = "all" if name.startswith("unet") else "none"
+        settings = {"seed": 3, "batch": 8, "rate": 3e-3, "augmentation": kind} | settings
         options = OPTIONS[name] if options is None else options
         return train(name, options, train_set, sets[1], preprocessing, out, epochs, **settings)
 
@@ -276,10 +277,10 @@ def test_a_finished_run_is_not_trained_again(runs, fit, monkeypatch):
     assert fit("lse", out) == rows
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["seed", "epochs", "batch", "rate", "options", "preprocessing", "scans", "slices", "model", "start", "augmented"],
-)
+CHANGES = "seed epochs batch rate options preprocessing scans slices model start augmentation".split()
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, change):
     out = shutil.copytree(runs("lse")[0], tmp_path / "run")
     before = (out / "last.pt").read_bytes()
@@ -294,7 +295,7 @@ def test_a_run_with_other_settings_is_not_continued(runs, fit, scans, tmp_path, 
         "slices": {"train_set": SliceDataset(scans[:2], WORKING, all_slices=True)},
         "model": {},
         "start": {"start_from": out / "best.safetensors"},
-        "augmented": {"augmented": True},
+        "augmentation": {"augmentation": "gray"},
     }
     with pytest.raises(ValueError, match=rf"{out}: .*other settings"):
         fit("lse-g" if change == "model" else "lse", out, **settings[change])
