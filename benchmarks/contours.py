@@ -63,7 +63,7 @@ def cases(plan: Plan) -> dict[str, tuple[list[Case], list[Case]]]:
         prepared = {}
         for name, scan in scans.items():
             image, mask = read_scan(scan)
-            images, masks = preprocessing.images(image)[:, 0].numpy(), preprocessing.labels(mask)[:, 0].numpy() > 0
+            images, masks = preprocessing.images(image)[:, 0].numpy(), preprocessing.labels(mask)[:, 0].numpy() > 0.5
             prepared[name] = case(name, images, masks)
         found["CT"] = tuple([prepared[n] for n in part] for part in (parts.test[:tune], parts.train + parts.validation))
     return found
