@@ -1,0 +1,98 @@
+"""What is run: one job for each model, fold and seed, with its recipe. All was fixed before folds 2 to 4 were tested.
+
+The recipe was found on folds 0 and 1, and their test scans were seen in the course of it. How many epochs a model gets
+follows from the time plan (``plan.json``), not from its result. All models share folds, slices, loss, batch and the
+choice of the best epoch by the validation scans.
+"""
+
+from dataclasses import dataclass, field
+
+FOLDS = 5
+LADDER = ("lse", "lse-g", "lsn", "unet", "unet-textbook")
+CLASSICAL = ("threshold", "chan-vese", "morphological-gac", "itk-gac")
+BELOW = {"lsn": "lse-g"}  # starts from the trained weights of the rung below, with its steps and seed
+STEPS = 120  # of the LSE-G; the LSE finds its own number (experiments.lse_search), up to 400
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; precision as Lightning Fabric names it."""
+
+    epochs: int
+    rate: float = 1e-3
+    augmentation: str = "all"
+    precision: str = "32-true"
+    batch: int = 8
+
+
+RECIPES = {
+    "lse": Recipe(2, augmentation="none"),
+    "lse-g": Recipe(12, augmentation="gray"),  # the seed stays where it is, so the liver must
+    "lsn": Recipe(2, rate=5e-4, augmentation="gray"),
+    "unet": Recipe(40, rate=2e-3, precision="bf16-mixed"),
+    "unet-textbook": Recipe(30, rate=2e-3, precision="bf16-mixed"),
+}
+# Changes of one thing each: options of the model, or of its recipe
+VARIANTS: dict[str, dict] = {
+    "": {},
+    "twice-the-steps": {"steps": 2},  # as a factor
+    "many-discs": {"discs": 12},  # the seed covers the mean liver of the training scans
+    "plain": {"augmentation": "none"},
+    "no-batch-norm": {"batch_norm": False},
+    "256": {"size": 256},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, or tuning, and its test; ``variant`` is a key of VARIANTS."""
+
+    model: str
+    fold: int
+    seed: int = 0
+    variant: str = ""
+    change: dict = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "change", VARIANTS[self.variant])
+
+    @property
+    def name(self) -> str:
+        """Name of the job's folder."""
+        return "-".join(filter(None, [self.model, self.variant, f"fold{self.fold}", f"seed{self.seed}"]))
+
+    @property
+    def below(self) -> "Job | None":
+        """The job whose weights this one starts from."""
+        below = BELOW.get(self.model)
+        return Job(below, self.fold, self.seed, self.variant) if below else None
+
+
+def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
+    """The jobs of some sets, each after the one that it starts from.
+
+    main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
+    change at a time on fold 0. fine: the best network at 256 x 256 pixels on all folds.
+
+    Raises:
+        ValueError: for an unknown set.
+    """
+    known = {
+        "main": [Job(model, fold) for model in LADDER for fold in range(folds)],
+        "classical": [Job(model, fold) for model in CLASSICAL for fold in range(folds)],
+        "seeds": [Job(model, 0, seed) for model in LADDER for seed in (1, 2)],
+        "ablations": [Job(model, 0, 0, v) for v in ("twice-the-steps", "many-discs") for model in ("lse", "lse-g")]
+        + [Job("unet-textbook", 0, 0, v) for v in ("plain", "no-batch-norm")]
+        + [Job("lse-g", 0, 0, "plain")],
+        "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
+    }
+    unknown = set(sets) - known.keys()
+    if unknown:
+        raise ValueError(f"no set of jobs is named {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+    wanted: dict[Job, None] = {}
+    for job in (job for name in sets for job in known[name]):
+        chain = [job]
+        while chain[-1].below:
+            chain.append(chain[-1].below)
+        wanted |= dict.fromkeys(reversed(chain))
+    return list(wanted)

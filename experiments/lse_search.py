@@ -1,0 +1,96 @@
+"""The LSE's own settings, found on the training scans: what its gradient training cannot change, and where it starts.
+
+The number of steps, the edge scale and the seed disc are no weights of the network, and from a poor start the three
+coefficients find a poor optimum. A random search over all of them costs minutes, because the steps are fast.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lsbook.ct import SliceDataset
+from lsbook.levelset import worst_cfl
+from lsbook.networks import DT, SAFETY, LevelSetNetwork
+
+from .classical import Sample, sample
+
+# Ranges searched, on a logarithmic scale. Contrast is per pixel, sigma in pixels, the radius a fraction of the side;
+# alpha and beta are relative to gamma: a common factor of the three is a matter of the number of steps.
+RANGES = {"contrast": (0.01, 0.3), "sigma": (0.5, 4), "radius": (0.02, 0.2), "alpha": (0.01, 3), "beta": (0.1, 20)}
+STOPS = 20  # steps between two looks at the contour
+
+
+class Found(NamedTuple):
+    """Options of ``LevelSetNetwork``, its raw coefficients, mean Dice on training slices, and how many were tried."""
+
+    options: dict
+    raw: list[float]
+    dice: float
+    tried: int
+
+    def network(self) -> LevelSetNetwork:
+        """The LSE with these options and coefficients."""
+        model = LevelSetNetwork(False, False, **self.options)
+        model.raw.data[:] = torch.tensor(self.raw)
+        return model
+
+
+def candidate(point: np.ndarray, center: Sequence[float], steps: int) -> Found:
+    """The LSE at a point of the search: logarithms of the values of :data:`RANGES`.
+
+    The coefficients are the largest in the given ratio that are stable on every image, so that fewest steps are needed.
+    """
+    contrast, sigma, radius, alpha, beta = np.exp(point).tolist()
+    c = torch.tensor([alpha, beta, 1.0])
+    c = c * SAFETY / worst_cfl(DT, *c)
+    raw = [float(c[0].expm1().log()), float(c[1]), float(c[2])]  # alpha = softplus(raw)
+    return Found({"steps": steps, "contrast": contrast, "sigma": sigma, "seed": (*center, radius)}, raw, 0.0, 0)
+
+
+@torch.no_grad()
+def best_stop(found: Found, slices: Sample) -> Found:
+    """The same with its best number of steps, a multiple of :data:`STOPS` up to the given one, and its score."""
+    states = found.network().trajectory(torch.from_numpy(slices.images)[:, None], every=STOPS)
+    scores = [slices.mean_dice((u[:, 0] > 0).numpy()) for u in states]
+    best = 1 + int(np.argmax(scores[1:]))
+    return found._replace(options=found.options | {"steps": best * STOPS}, dice=scores[best])
+
+
+def tune_lse(
+    dataset: SliceDataset,
+    center: Sequence[float],
+    steps: int = 400,
+    draws: int = 160,
+    refinements: int = 60,
+    slices: tuple[int, int] = (40, 120),
+    seed: int = 0,
+) -> Found:
+    """Random search, then a local one from the best point: steps of an evolution strategy (1+1) (Rechenberg 1973).
+
+    Args:
+        dataset: training slices; nothing else is looked at.
+        center: (y, x) of the seed disc as fractions, from :func:`lsbook.training.densest_point`.
+        steps: the most that are tried.
+        draws: points drawn, each on every k-th slice, ``slices[0]`` in all; a tenth goes on to the ``slices[1]``.
+        refinements: normal steps tried from the best; their width grows on success and shrinks on failure.
+        seed: of the draws and steps.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = np.log(list(RANGES.values())).T
+    few, many = (sample(dataset, count) for count in slices)
+    points = sorted(
+        rng.uniform(low, high, (draws, len(low))),
+        key=lambda point: -best_stop(candidate(point, center, steps), few).dice,
+    )
+    results = [(best_stop(candidate(point, center, steps), many), point) for point in points[: max(1, draws // 10)]]
+    (best, at), width = max(results, key=lambda result: result[0].dice), 0.3
+    for _ in range(refinements):
+        point = np.clip(at + width * rng.normal(size=len(at)), low, high)
+        found = best_stop(candidate(point, center, steps), many)
+        if found.dice > best.dice:
+            best, at, width = found, point, width * 1.3
+        else:
+            width = max(width * 0.93, 0.03)
+    return best._replace(tried=(draws + refinements) * (steps // STOPS))

@@ -1,0 +1,65 @@
+"""The plan of time: seconds of one epoch of each network, measured before anything is run, and what is left to do."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from lsbook.augmentation import AUGMENTATIONS
+from lsbook.networks import build_model
+from lsbook.training import make_optimizer, segmentation_loss
+
+from .jobs import CLASSICAL, RECIPES, Job
+from .run import Experiment, preprocessing, recipe_of, write_json
+
+SEARCH_SECONDS = 240  # of a classical peer or of the LSE's settings; their budget, not a measurement
+STEPS = 3
+
+
+def seconds_per_slice(job: Job) -> float:
+    """CPU seconds of a training step, forward and backward, per slice: the least of STEPS steps after a first one."""
+    recipe, size = recipe_of(job), preprocessing(job).size
+    fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
+    bare = build_model(job.model)
+    model, optimizer = fabric.setup(bare, make_optimizer(bare, recipe.rate))
+    image, share = torch.zeros(recipe.batch, 1, size, size), torch.zeros(recipe.batch, 1, size, size)
+    share[..., size // 4 : size // 2, size // 4 : size // 2] = 1
+    seconds = []
+    for _ in range(STEPS + 1):
+        started = time.process_time()
+        optimizer.zero_grad()
+        changed, target = AUGMENTATIONS[recipe.augmentation](image, share)
+        fabric.backward(segmentation_loss(model(fabric.to_device(changed)), fabric.to_device(target)))
+        optimizer.step()
+        seconds.append(time.process_time() - started)
+    return min(seconds[1:]) / recipe.batch
+
+
+def make_plan(experiment: Experiment, wanted: Sequence[Job], path: Path) -> dict[str, dict]:
+    """CPU seconds of an epoch and of a whole training by model and variant, written to ``path``."""
+    plan: dict[str, dict] = {}
+    for job in wanted:
+        kind = f"{job.model} {job.variant}".strip()
+        if kind in plan:
+            continue
+        if job.model in CLASSICAL:
+            plan[kind] = {"cpu_seconds": SEARCH_SECONDS}
+            continue
+        slices = len(experiment.datasets(job)[0])
+        epoch = seconds_per_slice(job) * slices
+        total = epoch * RECIPES[job.model].epochs + (SEARCH_SECONDS if job.model == "lse" else 0)
+        plan[kind] = {"slices": slices, "cpu_seconds_per_epoch": epoch, "epochs": RECIPES[job.model].epochs}
+        plan[kind]["cpu_seconds"] = total
+    write_json(path, plan)
+    return plan
+
+
+def progress(experiment: Experiment, wanted: Sequence[Job], plan: dict[str, dict]) -> str:
+    """What is done, what is left, and the CPU time that it needs by the plan."""
+    left = [job for job in wanted if not experiment.report(job).is_file()]
+    seconds = sum(plan[f"{job.model} {job.variant}".strip()]["cpu_seconds"] for job in left)
+    kinds = ", ".join(sorted({f"{job.model} {job.variant}".strip() for job in left}))
+    done = f"{len(wanted) - len(left)} of {len(wanted)} jobs are done"
+    return f"{done}; left: {kinds}; about {seconds / 3600:.1f} CPU hours" if left else f"{done}."

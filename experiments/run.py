@@ -1,0 +1,232 @@
+"""Runs jobs: trains or tunes, tests, and leaves one ``report.json`` in each job's folder.
+
+A job is finished when its report is there; it is then never run again. A job is taken by a lock that the system gives
+back when its process ends, however it ends, so several runs may work on one folder. A training that was cut goes on
+from its last epoch (:func:`lsbook.training.train`).
+"""
+
+import fcntl
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from scipy.ndimage import distance_transform_edt
+
+from lsbook import __version__
+from lsbook.__main__ import git_commit
+from lsbook.checkpoints import load_checkpoint, save_checkpoint
+from lsbook.ct import Preprocessing, Scan, SliceDataset, Split, split
+from lsbook.files import atomic_path
+from lsbook.training import densest_point, train
+
+from .classical import METHODS, Classical, tune
+from .jobs import CLASSICAL, FOLDS, RECIPES, STEPS, Job, Recipe
+from .lse_search import tune_lse
+from .scoring import score_scan
+
+
+class Experiment:
+    """Scans, folds and the folder of results, for all jobs.
+
+    Args:
+        scans: all scans.
+        same_patient: names of the scans of one person, for each person with several.
+        out: folder of the jobs' folders.
+        known_spacing: whether distances in mm mean something.
+        devices: processes or GPUs of one job, as Lightning Fabric counts them.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        same_patient: Sequence[Sequence[str]],
+        out: Path,
+        known_spacing: bool = True,
+        devices: int = 1,
+    ):
+        self.scans = {scan.name: scan for scan in scans}
+        self.same_patient, self.out = same_patient, out
+        self.known_spacing, self.devices = known_spacing, devices
+
+    def parts(self, job: Job) -> Split:
+        """Names of the job's scans for training, validation and test."""
+        return split(list(self.scans), job.fold, FOLDS, self.same_patient)
+
+    def report(self, job: Job) -> Path:
+        """The file that says that a job is finished."""
+        return self.out / job.name / "report.json"
+
+    def datasets(self, job: Job) -> tuple[SliceDataset, SliceDataset]:
+        """Slices for training and validation."""
+        return tuple(
+            SliceDataset([self.scans[name] for name in part], preprocessing(job)) for part in self.parts(job)[:2]
+        )
+
+    def run(self, job: Job) -> None:
+        """One job, from where it stands to its report; nothing if another process is at it or has finished it."""
+        folder = self.out / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock") as mine:
+            if mine and not self.report(job).is_file():
+                train_set, validation_set = self.datasets(job)
+                if job.model in CLASSICAL:
+                    model, found = self.tuned(job, train_set)
+                else:
+                    model, found = self.trained(job, train_set, validation_set)
+                if model is not None:
+                    self.test(job, model, found)
+
+    def tuned(self, job: Job, train_set: SliceDataset) -> tuple[Classical, dict]:
+        """A classical peer with the settings that suit the training scans best."""
+        started = time.process_time()
+        center = densest_point(train_set)[:2]
+        found = tune(METHODS[job.model], train_set, center)
+        model = Classical(METHODS[job.model], found.settings, center)
+        about = {"options": found.settings, "center": center, "training_dice": found.dice, "tried": found.tried}
+        return model, about | {"commit": git_commit(), "training_cpu_seconds": time.process_time() - started}
+
+    def trained(self, job: Job, train_set: SliceDataset, validation_set: SliceDataset) -> tuple:
+        """A network after its training; (None, ...) in a process that only helped to train it."""
+        folder, recipe = self.out / job.name, recipe_of(job)
+        clock = Clock(folder / "seconds.json")
+        options, start_from = self.options(job, train_set)
+        fabric = Fabric(accelerator="auto", devices=self.devices, precision=recipe.precision)
+        about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
+        about |= {"precision": recipe.precision, "lsbook": __version__, "commit": git_commit()}
+        about |= {"torch": torch.__version__, "python": platform.python_version()}
+        with clock:
+            rows = train(
+                job.model,
+                options,
+                train_set,
+                validation_set,
+                preprocessing(job),
+                folder,
+                epochs=recipe.epochs,
+                seed=job.seed,
+                batch=recipe.batch,
+                rate=recipe.rate,
+                provenance=about,
+                fabric=fabric,
+                start_from=start_from,
+                augmentation=recipe.augmentation,
+            )
+        if fabric.global_rank:
+            return None, {}
+        model, _, info = load_checkpoint(folder / "best.safetensors")
+        return model, {"checkpoint": info, "log": rows, "training_cpu_seconds": clock.total}
+
+    def options(self, job: Job, train_set: SliceDataset) -> tuple[dict, Path | None]:
+        """The model's options, and the weights that it starts from."""
+        changed = {key: value for key, value in job.change.items() if key == "batch_norm"}
+        if job.model.startswith("unet"):
+            return changed, None
+        if job.below:
+            path = self.out / job.below.name / "best.safetensors"
+            below = load_checkpoint(path)[2]["options"]
+            extra = {"checkpoint_every": 10} if job.model == "lsn" else {}
+            return {key: below[key] for key in ("steps", "seed")} | extra, path
+        seed = densest_point(train_set)
+        if job.model == "lse":
+            start = self.found(job, train_set, seed[:2])
+            options = dict(load_checkpoint(start)[2]["options"])
+        else:
+            start, options = None, {"steps": STEPS, "seed": seed}
+        options["steps"] = round(options["steps"] * job.change.get("steps", 1))
+        if "discs" in job.change:
+            options["seed"] = covering_discs(train_set, job.change["discs"])
+        return options, start
+
+    def found(self, job: Job, train_set: SliceDataset, center: tuple[float, float]) -> Path:
+        """A checkpoint of the LSE with the settings that suit the training scans best; training starts from it."""
+        folder = self.out / job.name
+        start = folder / "start.safetensors"
+        if not start.is_file():
+            with Clock(folder / "seconds.json"):
+                found = tune_lse(train_set, center)
+            about = {"model": "lse", "options": found.options, "preprocessing": asdict(preprocessing(job))}
+            save_checkpoint(start, found.network(), about | {"training_dice": found.dice, "tried": found.tried})
+        return start
+
+    def test(self, job: Job, model: torch.nn.Module, found: dict) -> None:
+        """Scores of the test scans, each kept as soon as it is known, then the report."""
+        folder, scores = self.out / job.name, {}
+        for name in self.parts(job).test:
+            kept = folder / f"score-{name}.json"
+            if not kept.is_file():
+                write_json(kept, score_scan(model, preprocessing(job), self.scans[name], self.known_spacing))
+            scores[name] = json.loads(kept.read_text())
+        found["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        write_json(
+            self.report(job), {"job": asdict(job), "split": self.parts(job)._asdict()} | found | {"scans": scores}
+        )
+
+
+def recipe_of(job: Job) -> Recipe:
+    """The recipe of the job's model with the job's change."""
+    recipe = RECIPES[job.model]
+    return Recipe(**(asdict(recipe) | {key: v for key, v in job.change.items() if key in asdict(recipe)}))
+
+
+def preprocessing(job: Job) -> Preprocessing:
+    """How the job's slices are made."""
+    return Preprocessing(job.change.get("size", 128))
+
+
+def covering_discs(dataset: SliceDataset, count: int) -> list[tuple[float, float, float]]:
+    """Seed discs (y, x, radius), as fractions, that cover the mean liver, the largest first.
+
+    The mean liver holds the pixels that are liver in half of the slices. A disc may overlap earlier ones: its center is
+    the farthest uncovered pixel from the mean liver's border.
+    """
+    mean = torch.stack([share for _, share in dataset]).mean(dim=0)[0].numpy() > 0.5
+    depth, size = distance_transform_edt(np.pad(mean, 1))[1:-1, 1:-1] - 0.5, len(mean)
+    y, x = np.indices(mean.shape)
+    open_, discs = depth.copy(), []
+    while len(discs) < count and open_.max() > 1:
+        cy, cx = np.unravel_index(open_.argmax(), mean.shape)
+        discs.append(((cy + 0.5) / size, (cx + 0.5) / size, float(depth[cy, cx]) / size))
+        open_[np.hypot(y - cy, x - cx) < depth[cy, cx]] = 0
+    return discs
+
+
+class Clock:
+    """Adds the CPU seconds of a block to those of earlier, cut processes, kept in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "Clock":
+        self.started = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        write_json(self.path, self.total + time.process_time() - self.started)
+
+    @property
+    def total(self) -> float:
+        return json.loads(self.path.read_text()) if self.path.is_file() else 0.0
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process holds the lock of that file; the system frees it when the process ends, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(value) + "\n")
