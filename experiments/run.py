@@ -87,7 +87,7 @@ class Experiment:
         """A classical peer with the settings that suit the training scans best."""
         started = time.process_time()
         center = densest_point(train_set)[:2]
-        found = tune(METHODS[job.model], train_set, center)
+        found = tune(METHODS[job.model], train_set, center, seed=job.seed)
         model = Classical(METHODS[job.model], found.settings, center)
         about = {"options": found.settings, "center": center, "training_dice": found.dice, "tried": found.tried}
         return model, about | {"commit": git_commit(), "training_cpu_seconds": time.process_time() - started}
@@ -150,7 +150,7 @@ class Experiment:
         start = folder / "start.safetensors"
         if not start.is_file():
             with Clock(folder / "seconds.json"):
-                found = tune_lse(train_set, center)
+                found = tune_lse(train_set, center, seed=job.seed)
             about = {"model": "lse", "options": found.options, "preprocessing": asdict(preprocessing(job))}
             save_checkpoint(start, found.network(), about | {"training_dice": found.dice, "tried": found.tried})
         return start
