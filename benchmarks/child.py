@@ -43,7 +43,7 @@ def training(method: str, size: str, batch: str, steps: str) -> dict:
     return {"peak_mib": mib_since(before)}
 
 
-def scan(slices: str, side: str) -> dict:
+def scan(suffix: str, slices: str, side: str) -> dict:
     """Segment a generated scan of so many slices, read from a file, as ``python -m lsbook predict`` does."""
     from lsbook.ct import Preprocessing
     from lsbook.networks import build_model
@@ -51,13 +51,13 @@ def scan(slices: str, side: str) -> dict:
     from .networks import predict, write_scan
 
     with tempfile.TemporaryDirectory() as folder:
-        image = write_scan(Path(folder) / "scan.nii.gz", int(slices), int(side))
+        image, small = Path(folder) / f"scan{suffix}", Path(folder) / f"small{suffix}"
+        write_scan(image, int(slices), int(side))
+        write_scan(small, 2, 64)
         model, preprocessing = build_model("unet"), Preprocessing(128)
-        predict(
-            model, preprocessing, write_scan(Path(folder) / "small.nii.gz", 2, 64), Path(folder) / "small-mask.nii.gz"
-        )
+        predict(model, preprocessing, small, Path(folder) / f"small-mask{suffix}")  # loads what is loaded late
         before, started = reset(), time.perf_counter()
-        predict(model, preprocessing, image, Path(folder) / "mask.nii.gz")
+        predict(model, preprocessing, image, Path(folder) / f"mask{suffix}")
         seconds = time.perf_counter() - started
     return {"peak_mib": mib_since(before), "seconds": seconds}
 

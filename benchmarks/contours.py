@@ -1,7 +1,17 @@
-"""Peers: the cost of an iteration, and the time to a contour, each tool tuned on other slices, from the same disc."""
+"""Peers: the cost of an iteration, and the time to a contour, each tool tuned on other slices, from the same disc.
+
+Nothing is chosen by what comes out on the slices that the comparison is made on:
+
+1. On some patients, the same for all, every tool runs with every setting of its grid, and is looked at at many stops.
+   A setting with a stop has a mean Dice over these slices, and a time.
+2. *Own best*: of the settings and stops within NEAR of the tool's best mean Dice, the fastest.
+3. *Equal Dice*, for the two solvers of the level set equation: the level is the lower of their two best mean values,
+   less SAME. Of the settings and stops that reach it, each takes the fastest: it is as fast as it can be at this level.
+4. With settings and stops fixed, time and Dice are measured on slices of other patients. There the two need not have
+   equal Dice any more. So the difference is a target too, with the standard error of a mean over patients.
+"""
 
 import statistics
-import time
 from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
@@ -19,6 +29,10 @@ from .tools import TOOLS, MorphologicalChanVese, MorphologicalGeodesic, Ours, Sp
 
 SEED_RADIUS = 10  # pixels
 NEAR = 0.002  # Dice that may be given up for speed
+SAME = 0.003  # Dice that differ by less are the same
+OWN, EQUAL = "own best", "equal Dice"
+SOLVERS = (Ours, SparseField)
+Curve = dict[tuple[int, float], tuple[float, float]]  # (number of the setting, stop): mean Dice, mean seconds
 
 
 class Case(NamedTuple):
@@ -52,9 +66,9 @@ def phantom_case(number: int, quick: bool) -> Case:
 
 def cases(plan: Plan) -> dict[str, tuple[list[Case], list[Case]]]:
     """By data set: slices to tune on, and slices to measure on, of other patients."""
-    tune, test = (1, 1) if plan.quick else (6, 16)
+    tune, test = (1, 2) if plan.quick else (10, 16)
     found = {
-        "phantom": tuple([phantom_case(n, plan.quick) for n in part] for part in (range(tune), range(100, 100 + test)))
+        "phantom": tuple([phantom_case(n, plan.quick) for n in part] for part in (range(tune), range(200, 200 + test)))
     }
     if plan.data:
         scans = {scan.name: scan for scan in find_scans(plan.data)}
@@ -65,7 +79,8 @@ def cases(plan: Plan) -> dict[str, tuple[list[Case], list[Case]]]:
             image, mask = read_scan(scan)
             images, masks = preprocessing.images(image)[:, 0].numpy(), preprocessing.labels(mask)[:, 0].numpy() > 0.5
             prepared[name] = case(name, images, masks)
-        found["CT"] = tuple([prepared[n] for n in part] for part in (parts.test[:tune], parts.train + parts.validation))
+        for_tuning = (parts.test + parts.validation)[:tune]
+        found["CT"] = tuple([prepared[name] for name in names] for names in (for_tuning, parts.train))
     return found
 
 
@@ -111,39 +126,45 @@ def iteration_targets(rows: list[dict]) -> list[dict]:
     return found
 
 
-def tuning(plan: Plan) -> dict:
-    """For each data set and tool a setting and stop: of those within NEAR of its best mean Dice, the fastest.
+def curve(tool: type, slices: list[Case], settings: list[dict]) -> Curve:
+    """Mean Dice and processor time on the slices for each setting and stop; other work on the machine matters little.
 
-    Processor time is counted, which other work on the machine changes little.
+    SimpleITK starts anew at each stop, which costs it some ms, in all its settings. So this time chooses among stops
+    and settings of one tool and is not reported.
     """
+    found: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for number, setting in enumerate(settings):
+        for one in slices:
+            for stop, seconds, mask in tool.trajectory(one.image, one.distance, setting):
+                found.setdefault((number, stop), []).append((dice(one.mask, mask), seconds))
+    return {key: tuple(map(statistics.fmean, zip(*values, strict=True))) for key, values in found.items()}
+
+
+def fastest(curve: Curve, level: float) -> tuple[int, float]:
+    """Setting and stop of the least time among those of at least this Dice."""
+    return min((key for key, (reached, _) in curve.items() if reached >= level), key=lambda key: curve[key][1])
+
+
+def levels(best: dict[str, float]) -> list[tuple[str, str, float]]:
+    """(tool, aim, Dice to be reached on the slices for tuning), given the best Dice of each tool on them."""
+    solvers = [tool.name for tool in SOLVERS]
+    equal = min(best[name] for name in solvers) - SAME
+    return [(name, OWN, value - NEAR) for name, value in best.items()] + [(name, EQUAL, equal) for name in solvers]
+
+
+def tuning(plan: Plan) -> dict:
+    """For each data set, tool and aim the setting and stop that reach the aim's Dice on the tuning slices soonest."""
     rows = []
     with threads(1):
         for data, (tune, _) in cases(plan).items():
-            for tool in TOOLS:
-                scores: dict[tuple, list[float]] = {}
-                spent: dict[tuple, float] = {}
-                settings = tool.coarse if plan.quick else tool.grid
-                for number, setting in enumerate(settings):
-                    for one in tune:
-                        started = time.process_time()
-                        for stop, mask in tool.trajectory(one.image, one.distance, setting):
-                            scores.setdefault((number, stop), []).append(dice(one.mask, mask))
-                        whole = time.process_time() - started
-                        for stop in tool.stops:
-                            spent[number, stop] = spent.get((number, stop), 0) + whole * stop / tool.stops[-1]
-                means = {key: statistics.fmean(values) for key, values in scores.items()}
-                best = max(means.values())
-                number, stop = min((key for key in means if means[key] >= best - NEAR), key=spent.__getitem__)
-                rows.append(
-                    {
-                        "data": data,
-                        "tool": tool.name,
-                        "dice": means[number, stop],
-                        "best": best,
-                        "setting": settings[number] | {"stop": stop},
-                    }
-                    | {"slices": len(tune), "settings": len(settings), "stops": len(tool.stops)}
-                )
+            settings = {tool.name: tool.coarse if plan.quick else tool.grid for tool in TOOLS}
+            curves = {tool.name: curve(tool, tune, settings[tool.name]) for tool in TOOLS}
+            best = {name: max(reached for reached, _ in found.values()) for name, found in curves.items()}
+            for name, aim, level in levels(best):
+                number, stop = fastest(curves[name], level)
+                row = {"data": data, "tool": name, "aim": aim, "dice": curves[name][number, stop][0], "level": level}
+                row |= {"best": best[name], "setting": settings[name][number] | {"stop": stop}, "slices": len(tune)}
+                rows.append(row | {"settings": len(settings[name]), "stops": len({stop for _, stop in curves[name]})})
     return {"rows": rows, "targets": []}
 
 
@@ -152,34 +173,45 @@ def contours(plan: Plan) -> dict:
     if "tuning" not in plan.done:
         raise ValueError("the group tuning has to run before contours")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(plan.threads[-1])
-    tuned = {(row["data"], row["tool"]): row["setting"] for row in plan.done["tuning"]["rows"]}
+    by_name = {tool.name: tool for tool in TOOLS}
     rows, targets = [], []
     for data, (_, test) in cases(plan).items():
-        spent: dict[str, list[dict]] = {tool.name: [] for tool in TOOLS}
-        found: dict[str, list[float]] = {tool.name: [] for tool in TOOLS}
+        tuned = {(r["tool"], r["aim"]): r["setting"] for r in plan.done["tuning"]["rows"] if r["data"] == data}
+        spent: dict[tuple[str, str], list[dict]] = {key: [] for key in tuned}
+        found: dict[tuple[str, str], list[float]] = {key: [] for key in tuned}
         with threads(plan.threads[-1]):
             for one in test:
                 runs = {
-                    tool.name: lambda t=tool, o=one, s=tuned[data, tool.name]: t.segment(o.image, o.distance, s)
-                    for tool in TOOLS
+                    key: lambda t=by_name[key[0]], o=one, s=setting: t.segment(o.image, o.distance, s)
+                    for key, setting in tuned.items()
                 }
-                for name, run in runs.items():
-                    found[name].append(dice(one.mask, run()))
-                for name, samples in seconds_each(runs, 2 if plan.quick else 3).items():
-                    spent[name].append(times(samples))
+                for key, run in runs.items():
+                    found[key].append(dice(one.mask, run()))
+                for key, samples in seconds_each(runs, 2 if plan.quick else 3).items():
+                    spent[key].append(times(samples))
         rows += [
-            {"data": data, "tool": name, "dice": statistics.fmean(found[name]), "slices": len(test)}
-            | {key: statistics.fmean(row[key] for row in spent[name]) for key in ("min_ms", "median_ms")}
-            | {"dices": dict(zip([one.name for one in test], found[name], strict=True))}
-            for name in spent
+            {"data": data, "tool": name, "aim": aim, "dice": statistics.fmean(found[name, aim]), "slices": len(test)}
+            | {key: statistics.fmean(row[key] for row in spent[name, aim]) for key in ("min_ms", "median_ms")}
+            | {"dices": dict(zip([one.name for one in test], found[name, aim], strict=True))}
+            for name, aim in spent
         ]
-        own, *others = rows[-len(TOOLS) :]
-        for row, wanted in zip(others[:2], (5, None), strict=True):
-            more = {"by_minimum": row["min_ms"] / own["min_ms"]}
-            if wanted:
-                targets.append(
-                    target(f"{row['tool']} / ours, time, {data}", wanted, row["median_ms"] / own["median_ms"], **more)
-                )
-            gain = own["dice"] - row["dice"]
-            targets.append(target(f"Dice of ours - {row['tool']}, {data}", -0.003 if wanted else 0.0, gain))
+        targets += contours_targets(data, [row for row in rows if row["data"] == data])
     return {"rows": rows, "targets": targets}
+
+
+def contours_targets(data: str, rows: list[dict]) -> list[dict]:
+    """Time and Dice against SimpleITK at equal Dice, and Dice against scikit-image, each at its own best."""
+    at = {(row["tool"], row["aim"]): row for row in rows}
+    ratio = {
+        (aim, key): at[SparseField.name, aim][key] / at[Ours.name, aim][key]
+        for aim in (EQUAL, OWN)
+        for key in ("median_ms", "min_ms")
+    }
+    more = {"by_minimum": ratio[EQUAL, "min_ms"], "at_own_best": ratio[OWN, "median_ms"]}
+    found = [target(f"SimpleITK / ours, time at equal Dice, {data}", 5, ratio[EQUAL, "median_ms"], **more)]
+    for other, aim, least in ((SparseField.name, EQUAL, -SAME), (MorphologicalGeodesic.name, OWN, 0.0)):
+        gains = [a - b for a, b in zip(*(at[name, aim]["dices"].values() for name in (Ours.name, other)), strict=True)]
+        error = statistics.pstdev(gains) / max(1, len(gains) - 1) ** 0.5
+        name = f"Dice of ours - {other}, {aim}, {data}"
+        found.append(target(name, least, statistics.fmean(gains), standard_error=error))
+    return found

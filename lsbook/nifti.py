@@ -1,15 +1,53 @@
-"""NIfTI volumes in one orientation: axes (X, Y, Z) that run to the patient's right, front and head (RAS+)."""
+"""NIfTI volumes in one orientation: axes (X, Y, Z) that run to the patient's right, front and head (RAS+).
 
+A scan may be larger than the memory at hand. So a file is read once, in blocks, each checked, turned, and put into a
+temporary file; what is looked at later is mapped from there.
+"""
+
+import math
 import os
+import shutil
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 
-from .files import atomic_path
+from .files import atomic_path, cache_folder
 
-READ_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError)
+NIBABEL_ERRORS = nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError
+READ_ERRORS = (*NIBABEL_ERRORS, OSError, EOFError, ValueError, zlib.error)
+BLOCK = 2**22  # voxels in work at a time
+DEFLATED = 1032  # a byte of a .gz file stands for no more bytes than this
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Voxels ``(X, Y, Z)`` in a temporary file that vanishes with this object, and with the process at the latest.
+
+    Attributes:
+        order: the three axes, the one that the file runs through slowest first.
+        backwards: whether it runs through that one from the end.
+    """
+
+    file: BinaryIO
+    dtype: np.dtype
+    shape: tuple[int, int, int]
+    order: list[int]
+    backwards: bool
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.file.close)
+
+    def look(self) -> np.ndarray:
+        """All voxels, read-only, from a new map of the file: in memory is only what is touched while it is held."""
+        stored = np.memmap(self.file, self.dtype, "r", shape=tuple(self.shape[axis] for axis in self.order))
+        return np.asarray(stored[::-1] if self.backwards else stored).transpose(np.argsort(self.order))
 
 
 @dataclass(frozen=True)
@@ -17,18 +55,23 @@ class Volume:
     """A scan or mask in RAS+ axes, with what is needed to write a result back into its own grid.
 
     Attributes:
-        data: ``(X, Y, Z)``; HU (float32) for images, labels (uint8) for masks.
+        voxels: an array, or one that is on disk; read it by ``data``.
         affine: from data's indices to mm.
         path: where it was read.
         header: the file's own header, with its own affine and axis order.
         to_own: orientation transform (nibabel) from RAS+ back to the file's axes.
     """
 
-    data: np.ndarray
+    voxels: np.ndarray | Stored
     affine: np.ndarray
     path: Path
     header: nib.Nifti1Header
     to_own: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """``(X, Y, Z)``; HU (float32) for images, labels (uint8) for masks. What was read is mapped, and read-only."""
+        return self.voxels.look() if isinstance(self.voxels, Stored) else self.voxels
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -44,6 +87,9 @@ def one_line(error: Exception) -> str:
 def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
     """Read a 3-D NIfTI file (``.nii``, ``.nii.gz``, any orientation) and turn it to RAS+.
 
+    Memory does not grow with the file. Disk does, by 4 bytes a voxel (a mask by 1), until the volume is let go: in the
+    cache folder, since the system's folder for temporary files may itself be in memory.
+
     Args:
         path: the file.
         labels: read a mask, whose values are whole numbers from 0 to 255, instead of an image.
@@ -51,8 +97,17 @@ def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no readable 3-D NIfTI image; the message names the file, the fault and the remedy.
+        OSError: if the disk has no room for the voxels.
     """
     path = Path(path)
+    image, own = load_header(path)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(own, image.shape)
+    to_own = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), own)
+    return Volume(store(path, image, own, labels), affine, path, image.header, to_own)
+
+
+def load_header(path: Path) -> tuple[nib.Nifti1Pair, np.ndarray]:
+    """The image, its voxels unread, and the orientation of its axes (nibabel); errors as in :func:`read_volume`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a NIfTI file (.nii or .nii.gz)")
     try:
@@ -60,31 +115,73 @@ def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
         if not isinstance(image, nib.Nifti1Pair):
             raise ValueError(f"it is {type(image).__name__}")
         shape, own = image.shape, nib.io_orientation(image.affine)
+        source = Path(image.file_map["image"].filename)
+        held = source.stat().st_size * {".nii": 1, ".img": 1, ".gz": DEFLATED}.get(source.suffix.lower(), math.inf)
     except READ_ERRORS as error:
-        raise ValueError(
-            f"{path}: not a readable NIfTI file ({one_line(error)}); convert the scan to .nii.gz"
-        ) from error
+        fault = one_line(error)
+        raise ValueError(f"{path}: not a readable NIfTI file ({fault}); convert the scan to .nii.gz") from error
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path}: has shape {shape}, not three axes; split a series into one file for each scan")
     if np.isnan(own).any() or not np.isfinite(image.affine).all() or min(image.header.get_zooms()) <= 0:
         raise ValueError(f"{path}: its affine has no usable orientation or voxel size; repair the header")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"{path}: holds {image.get_data_dtype()} voxels; convert it to one real number for each voxel")
+    asked = math.prod(shape) * image.get_data_dtype().itemsize
+    if asked > held:
+        too_short = f"its header asks for {asked} bytes, it holds {held} at most"
+        raise ValueError(f"{path}: voxels cannot be read ({too_short}); it may be cut short, copy it again")
+    return image, own.astype(int)
+
+
+def store(path: Path, image: nib.Nifti1Pair, own: np.ndarray, labels: bool) -> Stored:
+    """Put the voxels, checked and turned, into a temporary file, block after block."""
+    dtype, folder = np.dtype(np.uint8 if labels else np.float32), cache_folder("volumes")
+    needed, free = math.prod(image.shape) * dtype.itemsize, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{path}: needs {needed} bytes in {folder}, {free} are free; set LSBOOK_CACHE to another folder")
+    slowest, sign = own[2]
+    order = [int(slowest), *(axis for axis in (2, 1, 0) if axis != slowest)]
+    shape = tuple(image.shape[axis] for axis in np.argsort(own[:, 0]))
+    stored = Stored(tempfile.TemporaryFile(dir=folder), dtype, shape, order, sign < 0)
+    inside = np.array([*own[:2], (slowest, 1)])  # the sequence of the blocks is turned when it is looked at
+    for block in blocks(path, image):
+        turned = nib.orientations.apply_orientation(checked(path, block, labels), inside).transpose(order)
+        stored.file.write(np.ascontiguousarray(turned, dtype))
+    stored.file.flush()
+    return stored
+
+
+def blocks(path: Path, image: nib.Nifti1Pair) -> Iterator[np.ndarray]:
+    """The voxels in the file's own axes, scaled, some slices along its last axis at a time; read to the file's end."""
+    x, y, slices = image.shape
+    raw, most = image.dataobj, max(1, BLOCK // (x * y))
     try:
-        data = np.asanyarray(image.dataobj) if labels else image.get_fdata(dtype=np.float32)
+        with nib.openers.ImageOpener(image.file_map["image"].filename) as file:
+            file.seek(raw.offset)
+            for first in range(0, slices, most):
+                count = min(most, slices - first)
+                content = file.read(x * y * count * raw.dtype.itemsize)
+                block = np.frombuffer(content, raw.dtype).reshape((x, y, count), order="F")  # fails if content is short
+                yield nib.volumeutils.apply_read_scaling(block, raw.slope, raw.inter)
+            while file.read(BLOCK):  # a .gz file ends with a checksum
+                pass
     except READ_ERRORS as error:
-        raise ValueError(
-            f"{path}: voxels cannot be read ({one_line(error)}); it may be cut short, copy it again"
-        ) from error
-    if not np.isfinite(data).all():
+        fault = one_line(error)
+        raise ValueError(f"{path}: voxels cannot be read ({fault}); it may be cut short, copy it again") from error
+
+
+def checked(path: Path, block: np.ndarray, labels: bool) -> np.ndarray:
+    """The block, as float32 if it is of an image, after a look at each voxel."""
+    if not labels:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            block = block.astype(np.float32)
+    if not np.isfinite(block).all():
         raise ValueError(f"{path}: has NaN or infinite voxels; replace them, for example by -1000 HU (air)")
-    if labels and not (np.equal(data, np.round(data)).all() and data.min() >= 0 and data.max() <= 255):
-        raise ValueError(f"{path}: a mask must hold whole numbers from 0 to 255, not {data.min()} to {data.max()}")
-    ras = nib.orientations.apply_orientation(data, own)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(own, shape)
-    to_own = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), own)
-    dtype = np.uint8 if labels else np.float32
-    return Volume(np.ascontiguousarray(ras, dtype=dtype), affine, path, image.header, to_own)
+    if labels:
+        wrong = block[(block != np.round(block)) | (block < 0) | (block > 255)]
+        if wrong.size:
+            raise ValueError(f"{path}: a mask must hold whole numbers from 0 to 255, not {wrong[0]}")
+    return block
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray, like: Volume) -> None:
@@ -93,10 +190,11 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, like: Volume) -> None:
         raise ValueError(f"mask of shape {mask.shape} does not fit {like.path} of shape {like.data.shape}")
     if not str(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: the result must be named .nii or .nii.gz")
-    own = nib.orientations.apply_orientation(mask.astype(np.uint8), like.to_own)
+    voxels = mask.view(np.uint8) if mask.dtype == bool else mask.astype(np.uint8, copy=False)  # no second mask
     header = like.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 0
+    own = nib.orientations.apply_orientation(voxels, like.to_own)
     with atomic_path(path) as partial:
         nib.save(nib.Nifti1Image(own, like.header.get_best_affine(), header), partial)

@@ -6,10 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from skimage.measure import label
 from torch import nn
 
 from lsbook.ct import Preprocessing, Scan
-from lsbook.inference import largest_component, score_scan, segment, slice_probabilities
+from lsbook.inference import SLAB, largest_component, score_scan, segment, slice_probabilities, smooth_across
 from lsbook.networks import build_model
 from lsbook.nifti import Volume
 
@@ -55,9 +57,57 @@ CORNER = box((14, 16), (15, 17), (12, 14))  # touches LARGE at a corner only
     ids=["two", "one", "corner", "empty", "full"],
 )
 def test_the_largest_part_is_kept(mask, kept):
-    found = largest_component(mask)
-    assert found.dtype == bool
+    given = mask.copy()
+    found = largest_component(given)
+    assert found is given and found.dtype == bool
     np.testing.assert_array_equal(found, kept)
+
+
+def largest(mask):
+    """The largest parts by scikit-image, of the whole mask at once: one, or some of equal size."""
+    parts = label(mask, connectivity=3)
+    sizes = np.bincount(parts.ravel())[1:]
+    return [parts == number + 1 for number in np.flatnonzero(sizes == sizes.max())]
+
+
+@pytest.mark.parametrize("depth", [1, SLAB, SLAB + 1, 5 * SLAB + 3])
+@pytest.mark.parametrize("share", [0.05, 0.09, 0.12, 0.6], ids=str)
+def test_parts_that_go_through_many_slabs(share, depth):
+    """Noise around the density at which its parts join; both orders in memory."""
+    mask = np.random.default_rng(depth).random((40, 30, depth)) < share
+    expected = largest(mask)
+    assert len(expected) == 1 or share < 0.1 or depth == 1
+    for given in (mask.copy(), np.asfortranarray(mask)):
+        found = largest_component(given)
+        assert any(np.array_equal(found, part) for part in expected)
+
+
+def test_a_part_that_turns_back_through_the_slabs():
+    """Two columns that are joined in the last slice only are larger than one that is longer than either."""
+    mask = np.zeros((9, 3, 4 * SLAB), bool)
+    mask[[1, 3]], mask[1:4, :, -1] = True, True
+    mask[1:4:2, :, : SLAB // 2] = False
+    mask[6] = True
+    expected = mask.copy()
+    expected[6] = False
+    np.testing.assert_array_equal(largest_component(mask), expected)
+
+
+def test_the_slice_that_two_slabs_share_counts_once():
+    mask = np.zeros((9, 3, 2 * SLAB), bool)
+    mask[0, :, 3:5] = True
+    mask[4, :, SLAB] = True
+    mask[5, 0, SLAB] = True
+    expected = mask & (np.arange(2 * SLAB) < SLAB)
+    np.testing.assert_array_equal(largest_component(mask), expected)
+
+
+def test_smoothing_is_a_convolution_with_repeated_ends():
+    slices = torch.rand(7, 1, 5, 4, generator=torch.Generator().manual_seed(0))
+    expected = ndimage.convolve1d(slices.numpy(), [0.25, 0.5, 0.25], axis=0, mode="nearest")
+    np.testing.assert_allclose(smooth_across(slices), expected, rtol=1e-6)
+    assert torch.equal(smooth_across(slices.flip(0)), smooth_across(slices).flip(0))
+    assert torch.equal(smooth_across(slices[:1]), slices[:1])
 
 
 @pytest.mark.parametrize("name", ["lse", "unet"])
@@ -85,6 +135,20 @@ def test_segment_keeps_the_largest_part_on_the_scans_own_grid(size):
 def test_segment_undoes_the_padding():
     scan = volume(np.where(LARGE, 150, -100)[:, :16])
     np.testing.assert_array_equal(segment(Bright(), Preprocessing(24), scan), LARGE[:, :16])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 16, 17, 37])
+def test_segment_is_smoothing_of_the_whole_whatever_the_slab(depth):
+    """Blurred noise: many voxels are liver only because, or only until, their neighbours are looked at."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(depth).normal(size=(24, 20, depth)), (2, 2, 0))
+    scan, preprocessing = volume(60 + 400 * noise), Preprocessing(16)
+    alone = slice_probabilities(Bright(), preprocessing.images(scan))
+    smooth = torch.from_numpy(ndimage.convolve1d(alone.numpy(), [0.25, 0.5, 0.25], axis=0, mode="nearest"))
+    (expected,) = largest(preprocessing.restore(smooth, scan) > 0.5)
+    (unsmoothed,) = largest(preprocessing.restore(alone, scan) > 0.5)
+    assert depth == 1 or (expected != unsmoothed).mean() > 0.01
+    for batch in (1, 3, 16):
+        np.testing.assert_array_equal(segment(Bright(), preprocessing, scan, batch), expected, err_msg=f"{batch}")
 
 
 def test_nothing_found_is_an_empty_mask():

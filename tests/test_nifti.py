@@ -1,12 +1,17 @@
 """NIfTI in any orientation becomes RAS+ and goes back to where it came from."""
 
+import gc
+import gzip
 import itertools
 import struct
+import tracemalloc
+import warnings
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from lsbook import nifti
 from lsbook.nifti import read_volume, write_mask
 
 SHAPE, SPACING, ORIGIN = (5, 6, 7), (1.5, 2.0, 3.0), (-20.0, 7.0, 30.0)
@@ -43,10 +48,11 @@ def turned(degrees):
 
 @pytest.mark.parametrize("degrees", [0, 20], ids=["straight", "oblique"])
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
-def test_every_orientation_is_read_as_ras_and_written_back(tmp_path, axes, signs, degrees):
+def test_every_orientation_is_read_as_ras_and_written_back(tmp_path, axes, signs, degrees, monkeypatch):
+    monkeypatch.setattr(nifti, "BLOCK", 70)  # one or two slices, and not the same number in all blocks
     path = store(tmp_path / "scan.nii", some_image(), axes, signs, turned(degrees))
     volume = read_volume(path)
-    assert volume.data.dtype == np.float32 and volume.data.flags.c_contiguous
+    assert volume.data.dtype == np.float32
     np.testing.assert_array_equal(volume.data, some_image())
     np.testing.assert_allclose(volume.spacing, SPACING, rtol=1e-5)
 
@@ -65,6 +71,57 @@ def test_both_suffixes_for_images_and_masks(tmp_path, suffix):
     np.testing.assert_array_equal(mask.data, some_mask())
     assert mask.data.dtype == np.uint8
     assert image.path == tmp_path / f"scan{suffix}"
+
+
+def test_a_volume_is_read_only_and_its_file_has_no_name(tmp_path, cache):
+    volume = read_volume(store(tmp_path / "scan.nii", some_image()))
+    slab = volume.data[:, :, 2:4]
+    with pytest.raises(ValueError, match="read-only"):
+        volume.data[0, 0, 0] = 1
+    assert not list((cache / "volumes").iterdir())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del volume
+        gc.collect()
+    assert not caught  # the file was closed
+    np.testing.assert_array_equal(slab, some_image()[:, :, 2:4])  # a look outlives its volume
+
+
+def peak_mib(work):
+    """Most memory of NumPy and Python during a call; what is mapped from a file is not counted."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0)], ids=["axial", "sagittal"])
+def test_memory_does_not_grow_with_the_scan(tmp_path, suffix, axes, monkeypatch):
+    """Four times as many slices: 32 MiB of float32, and 8 MiB of mask that is not held twice."""
+    monkeypatch.setattr(nifti, "BLOCK", 2**18)
+    peaks = []
+    for depth in (32, 128):
+        pattern = (np.arange(256)[:, None, None] + np.arange(256)[:, None] + np.arange(depth)).astype(np.int16) % 91
+        path, mask = store(tmp_path / f"scan{depth}{suffix}", pattern, axes), pattern > 60
+
+        def read_and_write(path=path, pattern=pattern, mask=mask, depth=depth):
+            volume = read_volume(path)
+            for z in range(0, depth, 8):
+                np.testing.assert_array_equal(volume.data[:, :, z : z + 8], pattern[:, :, z : z + 8])
+            write_mask(tmp_path / f"mask{suffix}", mask, volume)
+
+        peaks.append(peak_mib(read_and_write))
+    assert peaks[0] < 8 and peaks[1] < 1.1 * peaks[0], peaks
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    path = store(tmp_path / "scan.nii", some_image())
+    monkeypatch.setattr(nifti.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 839}))
+    with pytest.raises(OSError, match=r"scan\.nii: needs 840 bytes in .*volumes, 839 are free; set LSBOOK_CACHE"):
+        read_volume(path)
 
 
 def test_slope_and_intercept_are_applied_when_read_and_reset_in_a_mask(tmp_path):
@@ -125,6 +182,26 @@ def patch_affine(path, row_z):
     path.write_bytes(content)
 
 
+def garble(path, members, fault):
+    """A file compressed in so many pieces, with one byte of the last piece changed to an impossible one."""
+    save(path, np.random.default_rng(0).normal(size=(20, 20, 20)))
+    content = gzip.decompress(path.read_bytes())
+    pieces = [gzip.compress(content[:9000])] * (members - 1) + [gzip.compress(content[9000 * (members - 1) :])]
+    damaged = bytearray(pieces.pop())
+    damaged[fault] = 7
+    path.write_bytes(b"".join([*pieces, damaged]))
+
+
+def vast(path):
+    """A header that asks for 30000 x 30000 x 30000 numbers, and a few of them."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000))
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    content = header.binaryblock + bytes(1000)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
 HOLE = np.where(np.arange(210).reshape(SHAPE) == 100, np.nan, 0)
 BAD_IMAGES = {
     "text.nii.gz": (lambda p: p.write_text("no scan" * 100), "not a readable NIfTI"),
@@ -135,6 +212,12 @@ BAD_IMAGES = {
     "half.nii.gz": (lambda p: cut(p, 0.5), "cannot be read .* copy it again"),
     "half.nii": (lambda p: cut(p, 0.5), "cannot be read .* copy it again"),
     "head.nii.gz": (lambda p: cut(p, 0.002), "not a readable NIfTI"),
+    "sum.nii.gz": (lambda p: garble(p, 1, -8), "cannot be read .*CRC.* copy it again"),
+    "voxels.nii.gz": (lambda p: garble(p, 2, 10), "cannot be read .*block type.* copy it again"),
+    "header.nii.gz": (lambda p: garble(p, 1, 10), "not a readable NIfTI .*block type"),
+    "vast.nii": (vast, "asks for 108000000000000 bytes, .* copy it again"),
+    "vast.nii.gz": (vast, "asks for 108000000000000 bytes, .* copy it again"),
+    "large.nii": (lambda p: save(p, np.where(np.isnan(HOLE), 1e300, 0)), "infinite"),
     "hole.nii": (lambda p: save(p, HOLE), "NaN"),
     "ray.nii": (lambda p: save(p, np.where(np.isnan(HOLE), np.inf, 0)), "infinite"),
     "series.nii.gz": (lambda p: save(p, np.zeros((*SHAPE, 2))), r"shape \(5, 6, 7, 2\), not three axes"),
