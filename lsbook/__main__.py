@@ -1,4 +1,4 @@
-"""The command line: ``python -m lsbook {train,predict,evaluate,sample,warm}``."""
+"""The command line: ``python -m lsbook {train,predict,evaluate,kernels,sample,warm}``."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from lsphantom.patients import write_cohort
+
 from . import __version__
 from .augmentation import AUGMENTATIONS
 from .checkpoints import load_checkpoint
@@ -22,7 +24,6 @@ from .levelset import speeds
 from .metrics import compare
 from .networks import MODELS, build_model
 from .nifti import read_volume, write_mask
-from .phantom import write_cohort
 from .sample import prefetch
 from .stepping import advance
 from .training import densest_point, train
@@ -63,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("evaluate", help="compare two masks; JSON on standard output")
     c.add_argument("--reference", type=Path, required=True)
     c.add_argument("--prediction", type=Path, required=True)
+
+    c = commands.add_parser("kernels", help="which stencils are the kernels of a network? writes JSON and a web page")
+    c.add_argument("file", type=Path, metavar="FILE", help="weights (out, in, 3, 3) as .safetensors or .npz")
+    c.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for kernels.json and kernels.html")
 
     c = commands.add_parser("sample", help="fetch sample CT scans into the cache")
     c.add_argument("names", nargs="*", default=["totalseg", "lits117"], metavar="NAME", help="totalseg, lits117")
@@ -143,6 +148,12 @@ def command_evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(compare(reference.data, prediction.data, reference.spacing)))
 
 
+def command_kernels(args: argparse.Namespace) -> None:
+    from .kernel_report import write_report  # here, because scikit-learn takes a second to import
+
+    print(*write_report(args.file, args.out), sep="\n")
+
+
 def command_warm(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     for kind in (torch.float32, torch.float64):
@@ -162,7 +173,8 @@ def git_commit() -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a fault of the input gives one line on standard error and status 2."""
     args = parser().parse_args(argv)
-    commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate, "warm": command_warm}
+    commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate}
+    commands |= {"kernels": command_kernels, "warm": command_warm}
     try:
         if args.command == "sample":
             return prefetch(args.names)
