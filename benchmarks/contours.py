@@ -22,7 +22,7 @@ from scipy.ndimage import distance_transform_edt
 
 from lsbook.ct import Preprocessing, find_scans, read_scan, split, to_slices
 from lsbook.metrics import dice
-from lsbook.phantom import make_patient
+from lsphantom.patients import make_patient
 
 from .measure import Plan, seconds_each, target, threads, times
 from .tools import TOOLS, MorphologicalChanVese, MorphologicalGeodesic, Ours, SparseField

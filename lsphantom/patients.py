@@ -12,8 +12,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from lsbook.files import atomic_path
+
 from .anatomy import BACK, HU, ORGANS, RELATIVE_TO_LIVER, Shape, Vector, ellipsoid, smooth_field
-from .files import atomic_path
 
 SMALLEST_EXTENT = (370, 280, 140)  # mm; less would cut the body or the liver
 

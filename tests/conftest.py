@@ -4,7 +4,7 @@ import numba
 import pytest
 import torch
 
-from lsbook.phantom import write_cohort
+from lsphantom.patients import write_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)

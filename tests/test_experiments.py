@@ -25,7 +25,7 @@ from lsbook.checkpoints import save_checkpoint
 from lsbook.ct import find_scans
 from lsbook.metrics import compare, dice
 from lsbook.networks import build_model, disc
-from lsbook.phantom import write_cohort
+from lsphantom.patients import write_cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lsbook.phantom import (
+from lsphantom.patients import (
     HU,
     RELATIVE_TO_LIVER,
     draw_back,

@@ -138,7 +138,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-EXTRAS = {"lsbook": [], "book": ["book"]} | dict.fromkeys(
+EXTRAS = {"lsbook": [], "book": ["book"], "lsphantom": []} | dict.fromkeys(
     ("tests", "tools", "benchmarks", "experiments"), ["book", "test"]
 )
 PROGRAMS = [p for folder in list(EXTRAS)[2:] for p in sorted((ROOT / folder).glob("*.py"))]
@@ -147,7 +147,7 @@ SOURCES = [*MODULES, *NOTEBOOKS, *PROGRAMS]
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_import_is_declared(path: Path):
-    own = {"lsbook", "benchmarks", "experiments"} | {p.stem for p in PROGRAMS}
+    own = {"lsbook", "lsphantom", "benchmarks", "experiments"} | {p.stem for p in PROGRAMS}
     allowed = declared(*EXTRAS[path.parent.name])
     distributions = packages_distributions()
     for name in {name.split(".")[0] for name in imported(path)} - own - sys.stdlib_module_names:
