@@ -1,6 +1,7 @@
 # make book    build the book; prints the page to open
 # make test    unit tests, notebooks, style
-# Both set up .venv by themselves, once. They need Python 3.11 or newer and make, no more.
+# make browser checks the pages of the built book in a browser
+# All set up .venv by themselves, once. They need Python 3.11 or newer and make, no more.
 #
 #   make book PYTHON=python3.12                                     another Python
 #   make book TORCH_INDEX=https://download.pytorch.org/whl/cpu      PyTorch's small CPU build (on Linux the usual one
@@ -33,7 +34,7 @@ define check_python
 	exit 1; }
 endef
 
-.PHONY: help book test bench lint format lock clean distclean
+.PHONY: help book test browser bench lint format lock clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -58,6 +59,9 @@ test: lint ## style, unit tests and notebooks, with durations
 	MPLBACKEND=agg $(BIN)/pytest tests --durations=15
 	$(BIN)/pytest book --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=0
 
+browser: $(INSTALLED) ## every page of the built book in headless Chromium; tests/browser/install gets what it needs
+	LSBOOK_BROWSER=required $(BIN)/pytest tests/browser
+
 bench: $(INSTALLED) ## benchmarks, into results/; on a machine that does nothing else; DATA=FOLDER of CT scans
 	$(BIN)/python -m lsbook warm
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)",)
@@ -68,7 +72,8 @@ lint: $(INSTALLED) ## style of code and notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --keep-id --verify book/*.ipynb
 
-format: $(INSTALLED) ## put code and notebooks in style
+format: $(INSTALLED) ## put code and notebooks in style, write the API page anew
+	$(BIN)/python tools/write_api.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout --keep-id book/*.ipynb

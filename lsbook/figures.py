@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML
+from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-# Okabe, Ito 2008: told apart by colour-blind readers. The same colours stand for the same things in all chapters.
+# Okabe, Ito 2008: told apart by color-blind readers. The same colors stand for the same things in all chapters.
 COLORS = {
     "reference": "#F0E442",
     "lse": "#56B4E9",
@@ -47,7 +47,7 @@ def use_style() -> None:
 
 
 def image_tag(figure: Figure, alt: str) -> str:
-    """The figure, closed, as an HTML image of at most 128 colours with a text alternative."""
+    """The figure, closed, as an HTML image of at most 128 colors with a text alternative."""
     if not alt.strip():
         raise ValueError("a figure needs a text alternative that says what it shows")
     raw, small = io.BytesIO(), io.BytesIO()
@@ -68,18 +68,26 @@ def show(figure: Figure, alt: str, caption: str = "") -> HTML:
 def slider(draw: Callable[[int], tuple[Figure, str]], count: int, label: str, start: int = 0) -> widgets.VBox:
     """A slider over pictures drawn beforehand, linked in the browser: it moves in Jupyter and on a static page.
 
+    Readers without JavaScript see the picture at ``start``. Colab has ipywidgets 7, which cannot link pictures in the
+    browser; there the kernel changes them.
+
     Args:
         draw: from the position 0 ... count - 1 to a figure and its text alternative.
         count: number of pictures.
         label: what the slider changes.
         start: first position shown.
     """
-    pictures = [widgets.HTML(image_tag(*draw(position))) for position in range(count)]
-    stack = widgets.Stack(pictures, selected_index=start, layout={"overflow": "hidden"})
+    tags = [image_tag(*draw(position)) for position in range(count)]
+    display(HTML(f"<noscript>{tags[start]}</noscript>"))
     handle = widgets.IntSlider(
         start, 0, count - 1, description=label, readout=False, style={"description_width": "auto"}
     )
     handle.layout.width = "min(100%, 28rem)"
+    if not hasattr(widgets, "Stack"):
+        picture = widgets.HTML(tags[start])
+        handle.observe(lambda change: setattr(picture, "value", tags[change["new"]]), "value")
+        return widgets.VBox([picture, handle])
+    stack = widgets.Stack([widgets.HTML(tag) for tag in tags], selected_index=start, layout={"overflow": "hidden"})
     box = widgets.VBox([stack, handle])
     # A link that is garbage collected is closed and would be missing from the saved page.
     box.links = [widgets.jslink((handle, "value"), (stack, "selected_index"))]

@@ -25,6 +25,18 @@ body{{font:16px/1.5 sans-serif;max-width:60rem;margin:auto;padding:1rem}} .wide{
 table{{border-collapse:collapse}} th,td{{padding:.2rem .6rem;text-align:left;white-space:nowrap;
 border-bottom:1px solid #ccc}}
 </style></head><body><h1>Kernels of {title}</h1>{body}</body></html>"""
+TEXTS = [
+    "Layer by layer: how many kernels match a known stencil, beside what chance gives. A dot right of all bars is a "
+    "layer with more stencils than any null model explains; p-values need several networks.",
+    "The same as numbers. The bound is that of the layer's norm as an operator.",
+    "How much the output can change per change of the input, at most: the product of the layers' bounds, correct and "
+    "often far too large.",
+    "Arrays that were not analysed.",
+    "All kernels, signed and scaled to length 1, in the plane of their first two singular vectors; numbers are the "
+    "centers of five clusters.",
+    "The stencil nearest to each center.",
+    "The three kernels of each layer that are nearest to a stencil, and the operators that their moments name.",
+]
 
 
 def significant(values: np.ndarray) -> np.ndarray:
@@ -149,7 +161,7 @@ def page(report: dict) -> str:
     head = ["layer", "weights", "match", *(f"chance: {null}" for null in nulls), "most frequent matches"]
     notes = "\n\n".join(module.__doc__ for module in (kernels, chance, clusters, spectra))
     near = zip(*kernels.nearest(centers.reshape(-1, 3, 3)), strict=True)
-    parts = [
+    figures = [
         share_figure(layers),
         table([*head, "mean zero", "bound of the norm", "batch norm folded"], shares),
         table(["Lipschitz bound of the network"], [[report["network_bound"]]]),
@@ -157,8 +169,10 @@ def page(report: dict) -> str:
         plane_figure(report["plane"]["points"], centers @ report["plane"]["axes"].T),
         table(["center", "nearest", "cosine"], [[i, names[n], c] for i, (n, c, _) in enumerate(near)]),
         table(["layer", "out", "in", "nearest", "cosine", "scale", "operator"], best),
-        *(f"<p>{html.escape(part)}</p>" for part in re.sub(r":\w+:`(?:[\w.]*\.)?(\w+)`", r"\1", notes).split("\n\n")),
     ]
+    parts = [f"<p>{html.escape(text)}</p>{figure}" for text, figure in zip(TEXTS, figures, strict=True)]
+    notes = re.sub(r":\w+:`(?:[\w.]*\.)?(\w+)`", r"\1", notes).split("\n\n")
+    parts += ["<h2>How it was done</h2>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
     return PAGE.format(title=html.escape(report["file"]), body="\n".join(parts))
 
 

@@ -115,6 +115,23 @@ def test_the_links_of_a_slider_are_saved_with_the_page():
     assert all(isinstance(link, widgets.widgets.widget_link.Link) for link in box.links)
 
 
+def test_a_slider_shows_its_first_picture_to_readers_without_script(monkeypatch):
+    shown = []
+    monkeypatch.setattr("lsbook.figures.display", shown.append)
+    slider(lambda i: (picture(i), f"step {i}"), 3, "time", start=1)
+    (still,) = shown
+    assert re.fullmatch(r'<noscript><img [^>]*alt="step 1"[^>]*></noscript>', still.data)
+
+
+def test_without_links_in_the_browser_the_kernel_moves_the_pictures(monkeypatch):
+    monkeypatch.delattr(widgets, "Stack")  # as in ipywidgets 7
+    box = slider(lambda i: (picture(i), f"step {i}"), 3, "time", start=1)
+    shown, handle = box.children
+    assert 'alt="step 1"' in shown.value
+    handle.value = 2
+    assert 'alt="step 2"' in shown.value
+
+
 def test_draw_slice_puts_the_contour_where_u_is_zero_and_rows_downwards():
     _, axes = plt.subplots()
     rows = np.arange(32.0)[:, None]

@@ -34,7 +34,7 @@ def measure(notebook: Path) -> dict[str, float]:
 
 
 def main(names: list[str]) -> None:
-    notebooks = sorted((ROOT / "book").glob("*.ipynb"))
+    notebooks = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
     report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"chapters": {}}
     chapters = {n.stem: report["chapters"][n.stem] for n in notebooks if n.stem in report["chapters"]}
     for notebook in notebooks:
