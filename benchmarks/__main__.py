@@ -28,6 +28,7 @@ GROUPS: dict[str, Callable[[Plan], dict]] = {
     "memory": training.memory,
     "unet": networks.unet,
     "scan": networks.scan,
+    "kernels": networks.kernels,
 }
 
 

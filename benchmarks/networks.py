@@ -1,5 +1,7 @@
-"""Convolutional networks: training throughput against MONAI's U-Nets, memory of segmenting a whole scan."""
+"""Convolutional networks: training throughput against MONAI's, memory of segmenting a scan, time to read kernels."""
 
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
@@ -10,8 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lsbook.checkpoints import save_checkpoint
 from lsbook.ct import Preprocessing
 from lsbook.inference import segment
+from lsbook.kernel_report import write_report
 from lsbook.networks import build_model
 from lsbook.nifti import read_volume, write_mask
 from lsbook.training import soft_dice_loss
@@ -141,3 +145,19 @@ def scan(plan: Plan) -> dict:
         targets.append(target(name, 1.2, many["peak_mib"] / few["peak_mib"], at_least=False))
         targets.append(target(f"{name}, beside the mask", 1.2, beside[1] / beside[0], at_least=False))
     return {"side": side, "rows": rows, "targets": targets}
+
+
+def kernels(plan: Plan) -> dict:
+    """Seconds of ``python -m lsbook kernels`` on a textbook U-Net of about 2 million weights, without the imports."""
+    options = {"filters": 2, "depth": 2} if plan.quick else {"filters": 32, "depth": 4}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        model = build_model("unet-textbook", **options)
+        save_checkpoint(path, model, {"model": "unet-textbook", "options": options, "preprocessing": {}})
+        for count in plan.threads:
+            with threads(count):
+                started = time.perf_counter()
+                write_report(path, folder)
+                rows.append({"threads": count, "weights": parameters(model), "seconds": time.perf_counter() - started})
+    return {"rows": rows, "targets": []}

@@ -9,7 +9,8 @@ interval and a p-value. ``python -m experiments.planted`` writes results/planted
 What the numbers mean: ``coverage`` is the part of the experiments whose interval holds the true share, ``detected`` the
 part with p < 0.05 (for the share 0 that is the rate of false positives), ``power`` the part of planted kernels that
 match, which the estimator takes to be 1. Where it is less, the share is underestimated by that factor, and coverage
-fails: :func:`reliable_from` says from which ratio on it does not.
+fails: :func:`reliable_from` says from which ratio on it does not. ``by_layer_size`` repeats the share 0 for smaller
+layers: a share of few kernels is coarse and skewed, and Student's t is not meant for that.
 """
 
 import json
@@ -25,6 +26,7 @@ from lsbook.kernels import atoms
 RESULTS = Path(__file__).parents[1] / "results" / "planted.json"
 SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)
 RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+SIZES = (16, 32, 64, 128)  # kernels of a layer
 WANTED = 0.93  # coverage
 
 
@@ -67,6 +69,8 @@ def simulate(simulations: int = 1000, networks: int = 5, kernels: int = 256, sha
     cases = [(s, r) for s in shares for r in ratios if s or r == ratios[-1]]
     rows = [experiment(*c, simulations, networks, kernels, null, seed) for seed, c in enumerate(cases)]
     design = {"simulations": simulations, "networks": networks, "kernels": kernels, "null_rate": null}
+    small = [experiment(0.0, ratios[-1], simulations, networks, n, null, len(cases) + i) for i, n in enumerate(SIZES)]
+    design["by_layer_size"] = [{"kernels": n, "detected": row["detected"]} for n, row in zip(SIZES, small, strict=True)]
     by_chance = [float(q) / simulations for q in stats.binom.interval(0.95, simulations, 0.05)]
     return design | {"reliable_from": reliable_from(rows), "false_positive_interval": by_chance, "rows": rows}
 

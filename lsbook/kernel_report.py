@@ -26,11 +26,12 @@ table{{border-collapse:collapse}} th,td{{padding:.2rem .6rem;text-align:left;whi
 border-bottom:1px solid #ccc}}
 </style></head><body><h1>Kernels of {title}</h1>{body}</body></html>"""
 TEXTS = [
-    "Layer by layer: how many kernels match a known stencil, beside what chance gives. A dot right of all bars is a "
-    "layer with more stencils than any null model explains; p-values need several networks.",
+    "Layer by layer: how many kernels match a known stencil (|cosine| at least 0.8225), and how many by chance. A dot "
+    "right of all bars: more than these null models explain. The main confounder, the patches of the layer's input, is "
+    "not among them, because it takes images; p-values need several networks.",
     "The same as numbers. The bound is that of the layer's norm as an operator.",
-    "How much the output can change per change of the input, at most: the product of the layers' bounds, correct and "
-    "often far too large.",
+    "How much the output can change per change of the input, at most: put together from the layers' bounds as the "
+    "network is from its layers, correct and often far too large.",
     "Arrays that were not analysed.",
     "All kernels, signed and scaled to length 1, in the plane of their first two singular vectors; numbers are the "
     "centers of five clusters.",
@@ -68,7 +69,7 @@ def findings(layer: kernels.Layer, fresh: list[np.ndarray]) -> dict:
         "matches": matching.mean(),
         "by_chance": {name: {"mean": r.mean(), "p95": np.quantile(r, 0.95)} for name, r in nulls.items()},
         "classes": dict(Counter(kernels.classes()[n] for n in near.stencil[matching]).most_common()),
-        "mean_zero": np.mean([o.order != 0 for o in found]),
+        "mean_zero": np.mean([bool(o.order) for o in found]),
         "spectrum": spectra.spectrum(layer.weight, layer.groups, layer.padding),
         "clusters": grouping(weights),
         "kernels": {"nearest": names[near.stencil], "operator": found}
@@ -131,15 +132,14 @@ def share_figure(layers: list[dict]) -> str:
     axes.set_xlabel("share of kernels that match\nbars: by chance, from the mean to the 95 % point")
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    return image_tag(
-        figure, "Share of kernels that match a known stencil and what chance gives, by layer: see the table"
-    )
+    return image_tag(figure, "Share of kernels that match a stencil, and what chance gives, by layer: see the table")
 
 
 def plane_figure(points: np.ndarray, centers: np.ndarray) -> str:
     """Kernels ``(n, 2)`` in their plane, with the number of each center ``(k, 2)``."""
     figure, axes = plt.subplots(figsize=(4.8, 4.8))
     axes.plot(*points.T, ".", color=COLORS["lse"], markersize=2)
+    axes.set(xlabel="along the first singular vector", ylabel="along the second")
     for number, center in enumerate(centers):
         axes.annotate(str(number), center, weight="bold", size=14)
     return image_tag(figure, "Normalized kernels in the plane of their first two singular vectors, and cluster centers")
@@ -159,7 +159,7 @@ def page(report: dict) -> str:
             row = [n["name"], *divmod(k, n["weight"][1]), *(found[key][k] for key in ("nearest", "cosine", "scale"))]
             best.append([*row, found["operator"][k].text])
     head = ["layer", "weights", "match", *(f"chance: {null}" for null in nulls), "most frequent matches"]
-    notes = "\n\n".join(module.__doc__ for module in (kernels, chance, clusters, spectra))
+    notes = html.escape("\n\n".join(module.__doc__ for module in (kernels, chance, clusters, spectra)))
     near = zip(*kernels.nearest(centers.reshape(-1, 3, 3)), strict=True)
     figures = [
         share_figure(layers),
@@ -171,8 +171,8 @@ def page(report: dict) -> str:
         table(["layer", "out", "in", "nearest", "cosine", "scale", "operator"], best),
     ]
     parts = [f"<p>{html.escape(text)}</p>{figure}" for text, figure in zip(TEXTS, figures, strict=True)]
-    notes = re.sub(r":\w+:`(?:[\w.]*\.)?(\w+)`", r"\1", notes).split("\n\n")
-    parts += ["<h2>How it was done</h2>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
+    notes = re.sub(r"``(.+?)``|:\w+:`(?:[\w.]*\.)?(\w+)`", r"<code>\1\2</code>", notes).split("\n\n")
+    parts += ["<h2>How it was done</h2>", *(f"<p>{note}</p>" for note in notes)]
     return PAGE.format(title=html.escape(report["file"]), body="\n".join(parts))
 
 

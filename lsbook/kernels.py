@@ -4,8 +4,11 @@ Conventions. A layer cross-correlates, ``out[i, j] = sum_ab k[a, b] u[i + a - 1,
 as it is applied. x points to the right (last axis), y down (rows), h = 1 pixel, or the dilation of the layer. Every
 stencil of :func:`dictionary` is scaled so that its operator has the coefficient 1: Sobel's holds 1/8, and ``scale`` is
 the factor of that operator. A ReLU network can multiply one channel by c > 0 and divide the next by it, so a scale
-has a meaning as a ratio within a kernel only; its sign has one. An operator leaves out moments whose monomial has a
-cosine below 0.05 with the kernel; that of the mean makes the order 0 (a random kernel has a smaller one in 11 %).
+has a meaning as a ratio within a kernel only; its sign has one.
+
+An operator is a sum of moments times derivatives: ``u_xy`` has the factor sum k x y. Moments whose monomial has a
+cosine below 0.05 with the kernel are left out, the mean of a random kernel in 11 %. The order is that of the lowest
+derivative left, 0 for a kernel with a mean; all others fade beside it as h^p, the ``error O(h^p)``.
 """
 
 import os
@@ -36,7 +39,7 @@ KINDS = {2: "matrix of a linear layer", 3: "1-D convolution, or no convolution",
 class Layer(NamedTuple):
     """A convolution: weights ``(out, in / groups, 3, 3)``, float64, batch normalization ``folded`` in (its name).
 
-    ``padding`` may be "unknown"; unknown groups are 1, with which bounds are too large, never too small.
+    ``padding`` may be "unknown": bounds are those of zero borders. Unknown groups are 1; no bound is too small by it.
     """
 
     name: str
@@ -208,8 +211,7 @@ def moments(kernels: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> np.ndarray:
     """The nine moments ``m[n, a, b] = sum k x^a y^b / (a! b!)``, a, b <= 2, of kernels ``(n, 3, 3)``.
 
     By Taylor's formula m[a, b] is the coefficient of d^(a+b) u / dx^a dy^b in what the kernel computes (the sum rules
-    of PDE-Net: Long, Lu, Ma, Dong 2018). The nine determine the kernel, and with it all higher ones. ``spacing`` is
-    (hy, hx).
+    of PDE-Net: Long, Lu, Ma, Dong 2018). They determine the kernel and all higher ones. ``spacing`` is (hy, hx).
     """
     hy, hx = spacing
     powers = np.arange(3.0)[:, None]
@@ -225,11 +227,7 @@ class Operator(NamedTuple):
 
 
 def operators(kernels: np.ndarray) -> list[Operator]:
-    """What each of the kernels ``(n, 3, 3)`` approximates; zero kernels have the order None.
-
-    The order is the lowest with a moment that is not :data:`NEGLIGIBLE`: 0 for a kernel with a mean. Terms are sorted
-    by order, then size. The error's order counts from there; x^3 = x on three points, hence the 2 of central stencils.
-    """
+    """What each of the kernels ``(n, 3, 3)`` approximates, terms by order, then size; zero kernels have order None."""
     table = np.stack([moments(kernels)[:, a, b] for a, b in TERMS], axis=1)
     basis = np.stack([np.outer(MONOMIALS[b], MONOMIALS[a]).ravel() for a, b in TERMS])
     large = np.abs(unit(kernels) @ unit(basis).T) > NEGLIGIBLE
@@ -243,7 +241,7 @@ def operator(row: list[float], large: list[bool], ranks: list[int]) -> Operator:
     if not terms:
         return Operator(None, None, "zero kernel")
     order = DEGREES[terms[0]]
-    gaps = [DEGREES[t] - order for t in terms if DEGREES[t] > order] + [2] * (order > 0)
+    gaps = [DEGREES[t] - order for t in terms if DEGREES[t] > order] + [2] * (order > 0)  # x^3 = x on three points
     text = " ".join([f"{row[t]:+.3g} {NAMES[t]}" for t in terms]).removeprefix("+")
     error = f"error O(h^{min(gaps)})" if gaps else "exact"
     mean = " (it has a mean)" if order == 0 else ""

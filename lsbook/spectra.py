@@ -4,7 +4,7 @@ All norms are Euclidean. A convolution on the infinite grid is multiplication by
 pair of angles; its norm is the symbol's largest singular value over all angles. That bounds the layer on every image
 with zero borders or none (both are the infinite convolution, restricted) and with periodic ones, whatever the stride
 or dilation. Replicated borders feed it up to 4 copies of a pixel, reflected ones up to 9, which at most doubles or
-triples the norm (images of 2 x 2 pixels or more, padded by one).
+triples the norm (images of 2 x 2 pixels or more, padded by one). Unknown borders are taken for zero ones.
 """
 
 import copy
@@ -21,7 +21,8 @@ from .levelset import cfl, sliced_step, speeds
 from .networks import BAND, DT, LevelSetNetwork
 from .unet import Block, UNet
 
-GRID = 16  # angles in each direction from which a norm is bounded
+GRID = 16  # angles in each direction from which a norm is bounded, at least
+FACTORS = "bound", "max", "median", "min", "constant", "stripes_x", "stripes_y", "checkerboard"
 # How much the norm of a 3x3 layer can grow by its borders.
 BORDERS = {"zeros": 1.0, "circular": 1.0, "unknown": 1.0, "replicate": 2.0, "reflect": 3.0}
 # Lipschitz constants of layers without weights, in use.
@@ -55,21 +56,20 @@ def spectrum(weight: np.ndarray, groups: int = 1, padding: str = "zeros") -> dic
     """What a layer ``(out, in / groups, h, w)`` amplifies, and how much at most.
 
     Between the angles of a grid of N a trigonometric polynomial of degree d is at most 1 / cos(pi d / N) times its
-    largest value on it (Ehlich, Zeller 1964), once for each direction: 4 % for 3x3 kernels, N = 16.
+    largest value on it (Ehlich, Zeller 1964), once for each direction: 4 % for 3x3 kernels, N = 16. N is at least
+    twice the kernel's size, as the theorem needs more than 2 d.
 
     Returns:
         ``bound`` of the norm on images of any size, see above; ``max``, ``median``, ``min`` of the singular values on a
-        grid of :data:`GRID`; the largest factor for a ``constant``, for ``stripes_y`` and ``stripes_x`` that change
+        grid of N; the largest factor for a ``constant``, for ``stripes_y`` and ``stripes_x`` that change
         sign from pixel to pixel along that axis, and for a ``checkerboard``.
     """
-    values, ends = singular_values(weight, (GRID, GRID), groups), np.array([0, np.pi])
-    between = math.prod(math.cos(math.pi * (size // 2) / GRID) for size in weight.shape[-2:])
-    result = {"bound": BORDERS[padding] * values[0] / between}
-    result |= {"max": values[0], "median": np.median(values), "min": values[-1]}
+    ends, grid = np.array([0, np.pi]), [max(GRID, 2 * size) for size in weight.shape[-2:]]
+    values = singular_values(weight, (grid[0], grid[1]), groups)
+    between = math.prod(math.cos(math.pi * (size // 2) / n) for size, n in zip(weight.shape[-2:], grid, strict=True))
     gains = np.linalg.norm(symbol(weight.reshape(groups, -1, *weight.shape[1:]), ends, ends), 2, axis=(-2, -1))
-    return result | dict(
-        zip(("constant", "stripes_x", "stripes_y", "checkerboard"), gains.max(axis=-1).flat, strict=True)
-    )
+    found = [BORDERS[padding] * values[0] / between, values[0], np.median(values), values[-1], *gains.max(axis=-1).flat]
+    return dict(zip(FACTORS, found, strict=True))
 
 
 def network_bound(module: nn.Module) -> float:
@@ -105,8 +105,9 @@ def network_bound(module: nn.Module) -> float:
 
 def convolution_bound(module: nn.Conv2d, weight: Tensor) -> float:
     """Bound of a convolution with other weights than its own."""
-    if module.padding_mode in ("replicate", "reflect") and module.padding not in ((0, 0), (1, 1)):
-        raise TypeError(f"no Lipschitz bound is known for {module.padding_mode} borders wider than a pixel")
+    narrow = [(0, 0), (1, 1)] if min(module.kernel_size) > 2 else [(0, 0)]
+    if module.padding_mode != "zeros" and module.padding not in narrow:
+        raise TypeError(f"no Lipschitz bound is known for {module.padding_mode} borders wider than a pixel or kernel")
     return float(spectrum(weight.detach().double().cpu().numpy(), module.groups, module.padding_mode)["bound"])
 
 
@@ -145,7 +146,8 @@ def stability(model: LevelSetNetwork, image: Tensor, every: int = 10, stretch: f
     Returns:
         ``cfl``: the CFL number, None where curvature is learned, for which no formula is known. At every ``every``-th
         u of the trajectory, ``radius``: spectral radius of the Jacobian of the step, before u is clipped, and
-        ``largest``: max |u|. Small errors at u grow, in the long run, only if the radius is above 1.
+        ``largest``: max |u|. Were u kept, a small error would die out below a radius of 1, perhaps after some growth,
+        and grow without end above it. But u moves, so the radius along the trajectory is an indicator, no proof.
     """
     model, dt = copy.deepcopy(model).double().eval(), stretch * DT
     bend, result = model.learned_curvature, {"cfl": None, "radius": [], "largest": []}

@@ -20,7 +20,7 @@ from lsbook.loops import prepare
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ["roofline", "forward", "library", "terms", "size", "iteration", "tuning", "contours"]
-GROUPS += ["training", "memory", "unet", "scan"]
+GROUPS += ["training", "memory", "unet", "scan", "kernels"]
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from experiments.planted import RATIOS, SHARES, WANTED, experiment, null_rate, planted, reliable_from, simulate
+from experiments.planted import RATIOS, SHARES, SIZES, WANTED, experiment, null_rate, planted, reliable_from, simulate
 from lsbook.chance import MATCH, NULLS, across_networks, matches, null_rates, patch_components, planted_rate
 from lsbook.kernels import atoms, dictionary
 from lsbook.unet import UNet
@@ -166,6 +166,7 @@ def test_one_network_gives_no_p_value_and_exact_agreement_no_evidence():
     found = across_networks(np.full((5, 2), 0.1))
     np.testing.assert_allclose(found.mean, 0.1)
     assert found.p.tolist() == [1, 1]
+    assert found.low.tolist() == [-np.inf] * 2 and found.high.tolist() == [np.inf] * 2
 
 
 def test_planted_rate_inverts_the_mixture():
@@ -225,6 +226,7 @@ def test_simulate_reports_every_case_once():
     report = simulate(simulations=20, networks=3, kernels=32, shares=(0.0, 0.5), ratios=(2.0, 4.0))
     assert [(row["share"], row["ratio"]) for row in report["rows"]] == [(0.0, 4.0), (0.5, 2.0), (0.5, 4.0)]
     assert report["rows"][0]["power"] is None
+    assert [row["kernels"] for row in report["by_layer_size"]] == list(SIZES)
     assert report["null_rate"] == pytest.approx(0.05, abs=0.001)
 
 
@@ -238,9 +240,22 @@ def test_committed_results_meet_the_stated_limits():
     assert all(row["coverage"] >= WANTED for row in rows if row["ratio"] >= report["reliable_from"])
     (null,) = (row for row in rows if row["share"] == 0)
     low, high = report["false_positive_interval"]
+    assert (low, high) == pytest.approx([q / 1000 for q in stats.binom.interval(0.95, 1000, 0.05)])
     assert low <= null["detected"] <= high
     weak = [row for row in rows if row["ratio"] < report["reliable_from"]]
     assert weak and min(row["power"] for row in weak) < 0.9
+
+
+def test_layers_of_few_kernels_have_more_false_positives_than_stated():
+    """A limit of the test that the text must name: 16 kernels are too few for Student's t, 64 are enough."""
+    report = json.loads(RESULTS.read_text(encoding="utf-8"))
+    low, high = report["false_positive_interval"]
+    rates = {row["kernels"]: row["detected"] for row in report["by_layer_size"]}
+    assert rates.keys() == set(SIZES)
+    assert all(low <= rate <= high for size, rate in rates.items() if size >= 64)
+    assert rates[16] > high
+    again = experiment(0.0, RATIOS[-1], 1000, 5, 16, report["null_rate"], len(report["rows"]))
+    assert again["detected"] == pytest.approx(rates[16], abs=0.01)
 
 
 def test_a_committed_row_is_reproduced():

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import time
 from collections import Counter
 
 import matplotlib
@@ -17,7 +16,7 @@ from torch import nn
 from lsbook import kernels, spectra
 from lsbook.__main__ import main
 from lsbook.checkpoints import load_checkpoint, save_checkpoint
-from lsbook.kernel_report import SEEDS, analyse, page, significant, table, write_report
+from lsbook.kernel_report import SEEDS, analyse, findings, grouping, page, significant, table
 from lsbook.networks import build_model
 from lsbook.unet import UNet
 
@@ -139,6 +138,25 @@ def test_five_significant_digits():
     np.testing.assert_allclose(significant(values), [0, 123460, -1.2346e-8, 1.0, 0, -5], rtol=1e-12)
 
 
+def test_the_best_number_of_clusters_has_the_largest_silhouette_of_all_that_were_tried():
+    """Three planted clusters, of which five make a worse partition, raw and normalized."""
+    rng = np.random.default_rng(0)
+    stencils = np.stack([kernels.dictionary()[name] for name in ("mean", "second x", "second y")])
+    weights = np.repeat(stencils / np.linalg.norm(stencils, axis=(1, 2), keepdims=True), 40, axis=0)
+    found = grouping(weights + 0.02 * rng.standard_normal(weights.shape))
+    for kind in ("raw", "normalized"):
+        assert len(found[f"{kind}, best"]["centers"]) == 3
+        assert len(found[f"{kind}, five"]["centers"]) == 5
+        assert found[f"{kind}, best"]["silhouette"] > found[f"{kind}, five"]["silhouette"]
+
+
+def test_a_zero_kernel_is_neither_a_match_nor_counted_as_mean_zero():
+    weights = np.zeros((4, 1, 3, 3))
+    weights[0, 0], weights[1, 0] = kernels.dictionary()["central x"], kernels.dictionary()["mean"]
+    found = findings(kernels.Layer("a", weights, 1, "zeros", ""), [])
+    assert (found["matches"], found["mean_zero"]) == (0.5, 0.25)
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -195,10 +213,15 @@ def test_the_page_says_what_was_found_and_what_it_means(written):
         "a scale has a meaning as a ratio within a kernel only",
         "5 % of random directions",
         "The independent unit is the trained network",
+        "The main confounder, the patches of the layer's input, is not among them",
+        "put together from the layers' bounds as the network is from its layers",
+        "the mean of a random kernel in 11 %",
         "That bounds the layer on every image with zero borders or none",
     ):
         assert phrase in seen, phrase
-    assert ":func:" not in seen and ":data:" not in seen
+    assert ":func:" not in seen and ":data:" not in seen and "`" not in seen
+    assert "<code>error O(h^p)</code>" in text and "<code>dictionary</code>" in text
+    assert "product of the layers" not in seen  # wrong for skips
 
 
 def test_names_are_escaped(tmp_path):
@@ -260,11 +283,7 @@ def test_a_checkpoint_with_nan_is_refused_by_name(tmp_path, capsys):
     assert "a.safetensors: down.1.second.0 holds NaN" in capsys.readouterr().err
 
 
-def test_two_million_weights_take_less_than_thirty_seconds(tmp_path):
-    """Processor time, on one thread."""
+def test_a_network_of_two_million_weights_is_read_whole(tmp_path):
+    """How long its report takes is measured, not asserted: benchmarks."""
     path = checkpoint(tmp_path / "big.safetensors", "unet-textbook", filters=32, depth=4, batch_norm=True)
-    layers = kernels.read_kernels(path)[0]
-    assert sum(layer.weight.size for layer in layers) > 1.9e6
-    started = time.process_time()
-    write_report(path, tmp_path)
-    assert time.process_time() - started < 30
+    assert sum(layer.weight.size for layer in kernels.read_kernels(path)[0]) > 1.9e6

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PADDING = {"zeros": "constant", "circular": "circular", "replicate": "replicate", "reflect": "reflect"}
 
 
-def dense(weight, shape, groups=1, padding="circular", stride=1):
+def dense(weight, shape, groups=1, padding="circular", stride=1, dilation=1):
     """The matrix of a layer: its answers to all unit images, by PyTorch's convolution."""
     images = torch.eye(weight.shape[1] * groups * shape[0] * shape[1], dtype=torch.float64)
     images = images.view(-1, weight.shape[1] * groups, *shape)
-    padded = F.pad(images, (1, 1, 1, 1), mode=PADDING[padding])
-    return F.conv2d(padded, torch.from_numpy(weight), groups=groups, stride=stride).flatten(1).T.numpy()
+    padded = F.pad(images, (dilation,) * 4, mode=PADDING[padding])
+    return F.conv2d(padded, torch.from_numpy(weight), None, stride, 0, dilation, groups).flatten(1).T.numpy()
 
 
 def weights(seed, *shape):
@@ -73,6 +73,17 @@ def test_the_bound_holds_for_images_of_any_size_with_any_border(padding, stride)
     assert 0.93 * spectrum(mean)["bound"] < norm <= spectrum(mean)["bound"]
 
 
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_the_bound_holds_for_dilated_layers(padding):
+    """The mean filter comes near it: the bound is not merely large."""
+    for seed in range(4):
+        weight = weights(seed, 2, 2, 3, 3)
+        norm = np.linalg.norm(dense(weight, (7, 8), padding=padding, dilation=2), 2)
+        assert norm <= spectrum(weight, padding=padding)["bound"] + 1e-12
+    mean = dictionary()["mean"][None, None]
+    assert np.linalg.norm(dense(mean, (24, 24), padding=padding, dilation=2), 2) > 0.8
+
+
 @pytest.mark.parametrize(("padding", "copies"), [("replicate", 2), ("reflect", 3)])
 def test_copied_borders_do_need_a_larger_bound(padding, copies):
     """A kernel that looks into the corner: without the factor for copies the bound would be wrong."""
@@ -106,6 +117,14 @@ def test_wider_kernels_need_a_wider_margin():
     weight[0, 0, 0] = [1, 0, 0, 0, 1]
     found = spectrum(weight)
     assert found["bound"] == pytest.approx(found["max"] / np.cos(np.pi / 8))
+
+
+@pytest.mark.parametrize("size", [5, 17, 31, 33])
+def test_the_bound_holds_for_very_large_kernels(size):
+    """On 16 angles a kernel of 17 or more is aliased; the angles must grow with it."""
+    weight = weights(size, 1, 1, size, size)
+    fine = np.abs(np.fft.fft2(weight[0, 0], (256, 256))).max()
+    assert fine <= spectrum(weight)["bound"] < 4 * fine
 
 
 def test_amplification_of_waves_is_what_the_layer_does_to_them():
@@ -154,6 +173,7 @@ NETWORKS = {
         nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 1, 5)
     ),
     "replicated": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="replicate"), nn.Tanh()),
+    "periodic": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Conv2d(2, 1, 1)),
     "nested, strided": lambda: nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU()), nn.Conv2d(4, 1, 1)
     ),
@@ -215,6 +235,9 @@ UNKNOWN = {
     "LevelSetNetwork": lambda: build_model("lse"),
     "BatchNorm2d": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
     "replicate borders wider": lambda: nn.Sequential(nn.Conv2d(1, 1, 5, padding=2, padding_mode="replicate")),
+    "circular borders wider": lambda: nn.Sequential(nn.Conv2d(1, 1, 1, padding=1, padding_mode="circular")),
+    "circular borders wider than a pixel": lambda: nn.Conv2d(1, 1, 3, padding=2, padding_mode="circular"),
+    "circular borders wider than a pixel or kernel": lambda: nn.Conv2d(1, 1, 2, padding=1, padding_mode="circular"),
     "Softmax": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softmax(1)),
 }
 
