@@ -42,3 +42,10 @@ def test_weights_are_those_that_were_measured(name):
         row = measured["log"][measured["epoch"] - 1]
         expected = torch.tensor([row["alpha"], row["beta"], row["gamma"]])
         torch.testing.assert_close(model.coefficients().detach(), expected)
+
+
+def test_memory_of_data_loading_does_not_grow_with_the_number_of_scans():
+    rows = json.loads((RESULTS / "memory.json").read_text())["rows"]
+    assert [row["scans"] for row in rows] == [5, 31, 131]
+    assert rows[-1]["slices"] > 25 * rows[0]["slices"]
+    assert rows[-1]["most_mib"] < 1.05 * rows[0]["most_mib"]
