@@ -46,7 +46,7 @@ def row_of(report: dict) -> dict:
     checkpoint = report.get("checkpoint", {})
     row = {"job": {key: report["job"][key] for key in ("model", "fold", "seed", "variant")}}
     row |= {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    row |= {key: report[key] for key in ("options", "training_dice", "commit") if key in report}
+    row |= {key: report[key] for key in ("options", "center", "training_dice", "commit") if key in report}
     row |= {key: report[key] for key in ("parameters", "training_cpu_seconds", "split")}
     row |= {"log": report["log"]} if "log" in report else {}
     row["scans"] = {name: {k: v for k, v in scan.items() if k != "slices"} for name, scan in report["scans"].items()}
