@@ -10,13 +10,14 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from scipy.ndimage import distance_transform_edt
 
 from lsbook import __version__
@@ -70,10 +71,13 @@ class Experiment:
         )
 
     def run(self, job: Job) -> None:
-        """One job, from where it stands to its report; nothing if another process is at it or has finished it."""
+        """One job, from where it stands to its report; nothing if another process is at it or has finished it.
+
+        With several devices the first process holds the lock for all.
+        """
         folder = self.out / job.name
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock") as mine:
+        with nullcontext(True) if rank_zero_only.rank else locked(folder / "lock") as mine:
             if mine and not self.report(job).is_file():
                 train_set, validation_set = self.datasets(job)
                 if job.model in CLASSICAL:
