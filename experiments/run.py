@@ -7,7 +7,6 @@ from its last epoch (:func:`lsbook.training.train`).
 
 import fcntl
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,8 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from scipy.ndimage import distance_transform_edt
 
-from lsbook import __version__
-from lsbook.__main__ import git_commit
+from lsbook.__main__ import git_commit, versions
 from lsbook.checkpoints import load_checkpoint, save_checkpoint
 from lsbook.ct import Preprocessing, Scan, SliceDataset, Split, split
 from lsbook.files import atomic_path
@@ -103,8 +101,7 @@ class Experiment:
         options, start_from = self.options(job, train_set)
         fabric = Fabric(accelerator="auto", devices=self.devices, precision=recipe.precision)
         about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
-        about |= {"precision": recipe.precision, "lsbook": __version__, "commit": git_commit()}
-        about |= {"torch": torch.__version__, "python": platform.python_version()}
+        about |= {"precision": recipe.precision} | versions()
         with clock:
             rows = train(
                 job.model,

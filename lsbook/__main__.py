@@ -98,11 +98,7 @@ def command_train(args: argparse.Namespace) -> None:
         "scans": names._asdict(),
         "all_slices": args.all_slices,
         "precision": args.precision,
-        "lsbook": __version__,
-        "commit": git_commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    } | versions()
     devices = args.devices if args.devices == "auto" else int(args.devices)
     fabric = Fabric(accelerator="auto", devices=devices, precision=args.precision)
     rows = train(
@@ -161,6 +157,12 @@ def command_warm(args: argparse.Namespace) -> None:
         advance(u, speeds(torch.ones_like(u), *torch.ones(3, dtype=kind)), 0.1, 2).sum().backward()
     build_model("lsn", steps=2)(torch.zeros(1, 1, 16, 16)).sum().backward()
     print(f"Compiled the level set steps in {time.perf_counter() - started:.0f} s; later runs read them from a cache.")
+
+
+def versions() -> dict[str, str | None]:
+    """What runs: the package and its commit, torch, Python; a part of every checkpoint's provenance."""
+    own = {"lsbook": __version__, "commit": git_commit()}
+    return own | {"torch": torch.__version__, "python": platform.python_version()}
 
 
 def git_commit() -> str | None:

@@ -60,10 +60,10 @@ def slice_probabilities(model: nn.Module, images: Tensor, batch: int = SLAB) -> 
 
 
 def smooth_across(slices: Tensor) -> Tensor:
-    """Each of the slices ``(Z, 1, H, W)`` and its two neighbours, averaged with the weights 1-2-1; the ends repeat.
+    """Each of the slices ``(Z, 1, H, W)`` and its two neighbors, averaged with the weights 1-2-1; the ends repeat.
 
     A network that sees slices one by one errs on each anew. The liver goes on from slice to slice and most errors do
-    not, so that a mean over neighbours lowers the errors.
+    not, so that a mean over neighbors lowers the errors.
     """
     around = torch.cat([slices[:1], slices, slices[-1:]])
     return (around[:-2] + around[2:] + 2 * slices) / 4
@@ -85,7 +85,7 @@ def segment(model: nn.Module, preprocessing: Preprocessing, volume: Volume, batc
         images = torch.cat([preprocessing.images(one) for one in single])
         found = torch.cat([found[-2:], slice_probabilities(model, images)])
         smooth, oldest = smooth_across(found), end - len(found)
-        ready = end if end == depth else end - 1  # the last slice waits for its neighbour
+        ready = end if end == depth else end - 1  # the last slice waits for its neighbor
         for z in range(done, ready):
             mask[:, :, z : z + 1] = preprocessing.restore(smooth[[z - oldest]], volume) > 0.5
         done = ready
