@@ -14,7 +14,7 @@ from .merge import merge
 from .plan import make_plan, progress
 from .run import Experiment
 
-SETS = "main,classical,seeds,ablations,fine"
+SETS = "main,classical,seeds,ablations,fine,kernels"
 
 
 def parser() -> argparse.ArgumentParser:

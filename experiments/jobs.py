@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 FOLDS = 5
 LADDER = ("lse", "lse-g", "lsn", "unet", "unet-textbook")
+LEVEL_SET = ("lse", "lse-g", "lsn")
 CLASSICAL = ("threshold", "chan-vese", "morphological-gac", "itk-gac")
 BELOW = {"lsn": "lse-g"}  # starts from the trained weights of the rung below, with its steps and seed
 STEPS = 120  # of the LSE-G; the LSE finds its own number (experiments.lse_search), up to 400
@@ -31,6 +32,7 @@ RECIPES = {
     "lsn": Recipe(2, rate=5e-4, augmentation="gray"),
     "unet": Recipe(40, rate=2e-3, precision="bf16-mixed"),
     "unet-textbook": Recipe(30, rate=2e-3, precision="bf16-mixed"),
+    "monai-unet": Recipe(30, rate=2e-3, precision="bf16-mixed"),
 }
 # Changes of one thing each: options of the model, or of its recipe
 VARIANTS: dict[str, dict] = {
@@ -40,6 +42,9 @@ VARIANTS: dict[str, dict] = {
     "plain": {"augmentation": "none"},
     "no-batch-norm": {"batch_norm": False},
     "256": {"size": 256},
+    "mean-zero": {"within": "mean-zero"},  # all kernels, from the start
+    "stencils": {"within": "level set stencils"},
+    "followed": {"follow": True},  # the same training, kernels kept after each epoch
 }
 
 
@@ -72,7 +77,8 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
     """The jobs of some sets, each after the one that it starts from.
 
     main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
-    change at a time on fold 0. fine: the best network at 256 x 256 pixels on all folds.
+    change at a time on fold 0. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with
+    kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
 
     Raises:
         ValueError: for an unknown set.
@@ -85,6 +91,8 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         + [Job("unet-textbook", 0, 0, v) for v in ("plain", "no-batch-norm")]
         + [Job("lse-g", 0, 0, "plain")],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
+        "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]
+        + [Job("monai-unet", fold) for fold in range(folds)],
     }
     unknown = set(sets) - known.keys()
     if unknown:

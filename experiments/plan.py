@@ -8,11 +8,11 @@ import torch
 from lightning_fabric import Fabric
 
 from lsbook.augmentation import AUGMENTATIONS
-from lsbook.networks import build_model
 from lsbook.training import make_optimizer, segmentation_loss
 
-from .jobs import CLASSICAL, RECIPES, STEPS, Job
+from .jobs import CLASSICAL, LEVEL_SET, RECIPES, STEPS, Job
 from .run import Experiment, preprocessing, recipe_of, write_json
+from .variants import build
 
 SEARCH_SECONDS = 240  # of a classical peer or of the LSE's settings; their budget, not a measurement
 REPEATS = 3
@@ -23,8 +23,8 @@ def seconds_per_slice(job: Job) -> float:
     recipe, size = recipe_of(job), preprocessing(job).size
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     most = 400 if job.model == "lse" else STEPS  # the LSE finds its own number, up to that
-    options = {} if job.model.startswith("unet") else {"steps": most * job.change.get("steps", 1)}
-    bare = build_model(job.model, **options)
+    options = {"steps": most * job.change.get("steps", 1)} if job.model in LEVEL_SET else {}
+    bare = build(job.model, **options)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, recipe.rate))
     image, share = torch.zeros(recipe.batch, 1, size, size), torch.zeros(recipe.batch, 1, size, size)
     share[..., size // 4 : size // 2, size // 4 : size // 2] = 1

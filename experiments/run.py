@@ -26,9 +26,10 @@ from lsbook.files import atomic_path
 from lsbook.training import densest_point, train
 
 from .classical import METHODS, Classical, tune
-from .jobs import CLASSICAL, FOLDS, RECIPES, STEPS, Job, Recipe
+from .jobs import CLASSICAL, FOLDS, LEVEL_SET, RECIPES, STEPS, Job, Recipe
 from .lse_search import tune_lse
 from .scoring import score_scan
+from .variants import Follow, build, load
 
 
 class Experiment:
@@ -99,7 +100,8 @@ class Experiment:
         folder, recipe = self.out / job.name, recipe_of(job)
         clock = Clock(folder / "seconds.json")
         options, start_from = self.options(job, train_set)
-        fabric = Fabric(accelerator="auto", devices=self.devices, precision=recipe.precision)
+        followers = [Follow(folder / "epochs")] if job.change.get("follow") else []
+        fabric = Fabric(accelerator="auto", devices=self.devices, precision=recipe.precision, callbacks=followers)
         about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
         about |= {"precision": recipe.precision} | versions()
         with clock:
@@ -118,17 +120,17 @@ class Experiment:
                 fabric=fabric,
                 start_from=start_from,
                 augmentation=recipe.augmentation,
+                build=build,
             )
         if fabric.global_rank:
             return None, {}
-        model, _, info = load_checkpoint(folder / "best.safetensors")
+        model, info = load(folder / "best.safetensors")
         return model, {"checkpoint": info, "log": rows, "training_cpu_seconds": clock.total}
 
     def options(self, job: Job, train_set: SliceDataset) -> tuple[dict, Path | None]:
         """The model's options, and the weights that it starts from."""
-        changed = {key: value for key, value in job.change.items() if key == "batch_norm"}
-        if job.model.startswith("unet"):
-            return changed, None
+        if job.model not in LEVEL_SET:
+            return {key: value for key, value in job.change.items() if key in ("batch_norm", "within")}, None
         if job.below:
             path = self.out / job.below.name / "best.safetensors"
             below = load_checkpoint(path)[2]["options"]

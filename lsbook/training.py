@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -158,12 +159,14 @@ def train(
     fabric: Fabric | None = None,
     start_from: str | os.PathLike | None = None,
     augmentation: str = "all",
+    build: Callable[..., nn.Module] = build_model,
 ) -> list[dict]:
     """Train a model of the ladder; go on from ``out`` if a run with the same settings was cut there.
 
     ``batch`` counts the slices of one step over all processes of ``fabric``; ``rate`` is Adam's highest. ``start_from``
     is a checkpoint of the rung below, whose weights the new model takes over where it has them. ``augmentation`` says
-    how slices are changed anew in each epoch (a key of :data:`lsbook.augmentation.AUGMENTATIONS`).
+    how slices are changed anew in each epoch (a key of :data:`lsbook.augmentation.AUGMENTATIONS`). ``build(name,
+    **options)`` makes the model. Callbacks of ``fabric`` may have ``on_epoch_end(model, epoch)``.
 
     Writes to ``out``: ``best.safetensors`` (highest mean Dice over the validation scans), ``last.pt`` (state to go on
     from), ``log.csv`` and ``log.json``.
@@ -178,7 +181,7 @@ def train(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     torch.manual_seed(seed)
-    bare = build_model(name, **options)
+    bare = build(name, **options)
     if start_from:
         take_over(bare, start_from)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
@@ -229,6 +232,7 @@ def train(
             state |= {"rows": rows, "settings": settings}
             with atomic_path(out / "last.pt") as partial:
                 torch.save(state, partial)
+        fabric.call("on_epoch_end", model=bare, epoch=epoch + 1)
         fabric.barrier()
     return rows
 

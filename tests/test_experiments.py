@@ -54,7 +54,7 @@ def experiment(scans, tmp_path, monkeypatch):
 def test_the_main_set_is_every_model_on_every_fold_and_each_job_comes_after_the_rung_below():
     main = jobs(["main"])
     assert {(job.model, job.fold) for job in main} == {(m, f) for m in LADDER for f in range(FOLDS)}
-    everything = jobs(["main", "classical", "seeds", "ablations", "fine"])
+    everything = jobs(command.SETS.split(","))
     assert len(set(everything)) == len(everything) == len({job.name for job in everything})
     for number, job in enumerate(everything):
         assert job.below is None or job.below in everything[:number]
