@@ -179,6 +179,10 @@ def contours(plan: Plan) -> dict:
         tuned = {(r["tool"], r["aim"]): r["setting"] for r in plan.done["tuning"]["rows"] if r["data"] == data}
         spent: dict[tuple[str, str], list[dict]] = {key: [] for key in tuned}
         found: dict[tuple[str, str], list[float]] = {key: [] for key in tuned}
+        made = {
+            key: statistics.fmean(by_name[key[0]].iterations(o.image, o.distance, setting) for o in test)
+            for key, setting in tuned.items()
+        }
         with threads(plan.threads[-1]):
             for one in test:
                 runs = {
@@ -191,6 +195,7 @@ def contours(plan: Plan) -> dict:
                     spent[key].append(times(samples))
         rows += [
             {"data": data, "tool": name, "aim": aim, "dice": statistics.fmean(found[name, aim]), "slices": len(test)}
+            | {"iterations": made[name, aim]}
             | {key: statistics.fmean(row[key] for row in spent[name, aim]) for key in ("min_ms", "median_ms")}
             | {"dices": dict(zip([one.name for one in test], found[name, aim], strict=True))}
             for name, aim in spent

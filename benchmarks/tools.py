@@ -56,6 +56,11 @@ class Ours:
         return u, speeds(g, *torch.tensor(coefficients)), 0.95 / cfl(1.0, g, *coefficients)
 
     @classmethod
+    def iterations(cls, image: np.ndarray, distance: np.ndarray, setting: Setting) -> int:
+        """Steps until the stop: the fastest pixel of the image sets their length, wherever the contour is."""
+        return int(np.ceil(setting["stop"] / cls.prepare(image, distance, setting)[2]))
+
+    @classmethod
     def segment(cls, image: np.ndarray, distance: np.ndarray, setting: Setting) -> np.ndarray:
         u, v, longest = cls.prepare(image, distance, setting)
         steps = int(np.ceil(setting["stop"] / longest))
@@ -80,6 +85,11 @@ class SparseField:
     grid = combinations(**EDGES, curvature=(0.1, 0.3, 1.0), advection=(1.0, 3.0, 10.0))
     coarse = combinations(contrast=(0.1,), sigma=(1.0,), curvature=(0.3,), advection=(1.0,))
     stops = list(range(50, 1601, 50))
+
+    @staticmethod
+    def iterations(image: np.ndarray, distance: np.ndarray, setting: Setting) -> int:
+        """Its stop; the fastest pixel at the contour sets their length."""
+        return setting["stop"]
 
     @staticmethod
     def filter(setting: Setting, iterations: int) -> sitk.GeodesicActiveContourLevelSetImageFilter:
@@ -114,6 +124,10 @@ class Morphological:
     """What scikit-image's two morphological tools share: a run reports each iteration; stops after some."""
 
     stops = list(range(5, 201, 5))
+
+    @staticmethod
+    def iterations(image: np.ndarray, distance: np.ndarray, setting: Setting) -> int:
+        return setting["stop"]
 
     @classmethod
     def trajectory(cls, image: np.ndarray, distance: np.ndarray, setting: Setting) -> Masks:
