@@ -61,7 +61,7 @@ def build(name: str, within: str = "", **options) -> nn.Module:
 
 
 def load(path: Path) -> tuple[nn.Module, dict]:
-    """A network trained with :func:`build`, from its ``best.safetensors``, with kernels as they are applied; its info."""
+    """A network trained with :func:`build`, from its ``best.safetensors``, kernels as they are applied; its info."""
     with safe_open(path, framework="pt") as file:
         info = json.loads(file.metadata()["lsbook"])
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -1,0 +1,110 @@
+"""Do kernels matter as stencils? The fall in Dice when kernels are replaced by their projection on a subspace.
+
+For each fold's trained network, each layer alone and all together, and each space of
+:func:`experiments.subspaces.subspaces`: the Dice of the fold's test scans with projected kernels, with kernels
+projected on random subspaces of the same dimension, and with as much taken from each kernel in a random direction. If a
+space holds what the network needs, its projection costs less than both. Weights are not trained again, and batch
+normalization keeps its statistics. Dice at working size, of every third slice of the liver's range, mean of the scans.
+
+``python -m experiments.causal RUNS --data DIR --out results/causal.json``; a network that is done is kept beside the
+runs and not done again.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lsbook.ct import SliceDataset, find_scans
+from lsbook.training import scan_dice
+
+from .jobs import FOLDS, Job
+from .run import Experiment, preprocessing, write_json
+from .subspaces import energy, project, random_basis, remove_as_much, subspaces
+from .variants import convolutions, load
+
+MODELS = ("unet", "unet-textbook")
+EVERY = 3  # slices
+DRAWS = {"layer": 3, "all": 8}  # random subspaces, and random removals
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def changed_dice(model: nn.Module, dice: Callable[[], float], names: list[str], change: Change) -> float:
+    """The Dice with the kernels of some layers changed; the weights are put back."""
+    layers = [conv for name, conv in convolutions(model).items() if name in names]
+    kept = [conv.weight.detach().clone() for conv in layers]
+    try:
+        with torch.no_grad():
+            for conv in layers:
+                conv.weight.copy_(torch.from_numpy(change(conv.weight.double().numpy())))
+        return dice()
+    finally:
+        with torch.no_grad():
+            for conv, weight in zip(layers, kept, strict=True):
+                conv.weight.copy_(weight)
+
+
+def causal_rows(model: nn.Module, dice: Callable[[], float], draws: Mapping[str, int], seed: int = 0) -> list[dict]:
+    """One row for each target (a layer, or ``all``) and space: Dice of the projection and of its two controls."""
+    rng, layers, rows = np.random.default_rng(seed), convolutions(model), []
+    for target in [*layers, "all"]:
+        names = list(layers) if target == "all" else [target]
+        weight = np.concatenate([layers[n].weight.detach().double().numpy().reshape(-1, 3, 3) for n in names])
+        for space, basis in subspaces().items():
+
+            def with_change(change: Change, names: list[str] = names) -> float:
+                return changed_dice(model, dice, names, change)
+
+            count = draws["all" if target == "all" else "layer"]
+            bases = [random_basis(len(basis), rng) for _ in range(count)]
+            rows.append(
+                {
+                    "target": target,
+                    "space": space,
+                    "energy": energy(weight, basis),
+                    "projection": with_change(lambda w, b=basis: project(w, b)),
+                    "random subspace": [with_change(lambda w, b=b: project(w, b)) for b in bases],
+                    "random removal": [with_change(lambda w, b=basis: remove_as_much(w, b, rng)) for _ in range(count)],
+                }
+            )
+    return rows
+
+
+def one_network(experiment: Experiment, job: Job) -> dict:
+    """All rows of a finished job, from the file beside its report if they are there."""
+    path = experiment.out / job.name / "causal.json"
+    if not path.is_file():
+        model, _ = load(path.with_name("best.safetensors"))
+        test = SliceDataset([experiment.scans[name] for name in experiment.parts(job).test], preprocessing(job))
+        test.index = test.index[::EVERY]
+
+        def dice() -> float:
+            return float(np.mean(list(scan_dice(model, test).values())))
+
+        write_json(path, {"dice": dice(), "rows": causal_rows(model, dice, DRAWS)})
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.causal", description=__doc__)
+    parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--same-patient", action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    experiment = Experiment(find_scans(args.data), [g.split(",") for g in args.same_patient], args.runs)
+    result: dict = {"every": EVERY, "draws": DRAWS}
+    for model in MODELS:
+        jobs = [Job(model, fold) for fold in range(FOLDS)]
+        result[model] = [one_network(experiment, job) for job in jobs]
+        write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    main()
