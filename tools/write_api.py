@@ -10,10 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "book" / "api.md"
-MODULES = sorted(path for path in ROOT.glob("ls*/*.py") if not path.stem.startswith("_"))  # lsbook and lsphantom
+MODULES = sorted(path for path in ROOT.glob("ls*/*.py") if not path.stem.startswith("_"))  # lsbook, lscheck, lsphantom
 INTRODUCTION = """# API
 
-Every public name of the packages `lsbook` and `lsphantom`, with its docstring. The commands are described in
+Every public name of the packages `lsbook`, `lscheck` and `lsphantom`, with its docstring. The commands are described in
 [Your own CT](own_data.md).
 
 <!-- Written by tools/write_api.py: change the docstrings, not this page. -->
