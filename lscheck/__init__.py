@@ -3,7 +3,7 @@
 from .curves import check_lifetime, check_majority, check_units
 from .differences import check_kernel, check_layers, check_longest_step, check_transport
 from .gradients import check_adjoint, check_border_test, check_shares
-from .liver import check_least_time, check_report, check_slices, check_steps
+from .liver import check_least_time, check_patients, check_report, check_slices, check_steps
 
 __all__ = [
     "check_adjoint",
@@ -14,6 +14,7 @@ __all__ = [
     "check_lifetime",
     "check_longest_step",
     "check_majority",
+    "check_patients",
     "check_report",
     "check_shares",
     "check_slices",

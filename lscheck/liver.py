@@ -1,4 +1,4 @@
-"""Part III, from network to liver: checks of chapters 11 to 14."""
+"""Part III, from network to liver: checks of chapters 11 to 15."""
 
 from typing import Any
 
@@ -116,3 +116,26 @@ def check_least_time(answer: Any) -> str:
         reason = f"your {time:.3g} ms are {moved:.3g} bytes moved, or {done:.3g} operations done, per pixel. {hint}"
         require(close(time / right, 1), reason)
     return "the longer of the two bounds, with three arrays: only measuring tells how near a program comes."
+
+
+@judged
+def check_patients(answer: Any) -> str:
+    """Chapter 15: a function (tests, level), the least number of patients with which Holm's tests could all reject."""
+
+    def least(factor: float, level: float) -> int:
+        return next(n for n in range(1, 99) if factor / 2**n < level)
+
+    for tests, level in ((1, 0.05), (2, 0.05), (2, 0.01), (6, 0.05), (4, 0.5)):
+        n, right = float(evaluate(answer, tests, level)), least(2 * tests, level)
+        at_level = right - 1 if 2 * tests / 2 ** (right - 1) == level else 0
+        mistakes = {
+            " You left out that there are several tests.": least(2, level),
+            " You divided by the number of tests; the smallest p is multiplied by it.": least(2 / tests, level),
+            " At this n the corrected p is the level, not below it.": at_level,
+            " You count one tail: the test is two-sided.": least(tests, level),
+        }
+        start = f"for {tests} test{'s' * (tests > 1)} at {level:g} you say {n:g} patients. "
+        best = f"If all signs agree, the smallest corrected p is {2 * tests} / 2^{n:g} = {2 * tests / 2**n:.3g}."
+        require(n >= right, start + best + named(n, mistakes))
+        require(n <= right, start + f"{right} are enough: {2 * tests} / 2^{right} is below the level.")
+    return "with all signs alike p is 2 / 2^n, and Holm multiplies the smallest by the number of tests."

@@ -145,6 +145,10 @@ def honest(p, y, p_test, y_test):
     return overlap(p_test, y_test, best(p, y))
 
 
+def patients(tests, level, factor=2):
+    return math.floor(math.log2(factor * tests / level)) + 1
+
+
 def least(pixels, operations, size, gflops, gbytes, arrays=3):
     return 1e-6 * pixels * max(operations / gflops, arrays * size / gbytes)
 
@@ -198,6 +202,11 @@ RIGHT = {
         honest,
         lambda p, y, q, z: np.float32(honest(p, y, q, z)),
         lambda *case: torch.tensor(honest(*case)),
+    ],
+    "check_patients": [
+        patients,
+        lambda tests, level: np.float32(patients(tests, level)),
+        lambda tests, level: next(n for n in range(99) if tests * 2.0 ** (1 - n) < level),
     ],
     "check_least_time": [least, lambda *case: np.float32(least(*case))],
 }
@@ -355,6 +364,14 @@ WRONG = {
         "That is the threshold": lambda *case: 0.3,
         "gives 0.609.": lambda *case: 0.123,
     },
+    "check_patients": {
+        "You count one tail": lambda tests, level: patients(tests, level, 1),
+        "several tests": lambda tests, level: patients(1, level),
+        "multiplied by it": lambda tests, level: patients(1 / tests, level),
+        "not below it": lambda tests, level: math.ceil(math.log2(2 * tests / level)),
+        "6 are enough": lambda tests, level: 7,
+        "= 0.0625": lambda tests, level: 5,
+    },
     "check_least_time": {
         "not the sum": lambda p, w, s, f, b: least(p, w, s, f, 1e9) + least(p, w, s, 1e9, b),
         "the shorter of the two": lambda p, w, s, f, b: min(least(p, w, s, f, 1e9), least(p, w, s, 1e9, b)),
@@ -462,5 +479,5 @@ def test_every_chapter_checks_an_answer_and_accepts_its_own(path):
 
 def test_each_check_belongs_to_one_chapter():
     text = "".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
-    assert len(CHAPTERS) == len(CHECKS) == 14
+    assert len(CHAPTERS) == len(CHECKS) == 15
     assert all(text.count(f"from lscheck import {name}") == 1 for name in CHECKS)

@@ -1,0 +1,45 @@
+"""Write results/claims.json, the verdicts on the measured claims, from the results: python -m tools.write_claims"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from experiments.statistics import MARGIN, equivalence
+from lsbook.files import atomic_path
+
+RESULTS = Path(__file__).parents[1] / "results"
+CHAPTER = "[the experiment](15_experiment.ipynb)"
+
+
+def liver_claims(result: dict) -> dict[str, dict[str, str]]:
+    """P4 and P5 from ``liver.json``; empty if they have no verdict yet."""
+    if not result["verdicts"]:
+        return {}
+    p4, p5 = (result["verdicts"][name] for name in ("P4", "P5"))
+    low, mean, high = (p4["interval_90"][key] for key in ("low", "mean", "high"))
+    scores = {model: result["summaries"][model]["patients"] for model in ("lse-g", "lsn")}
+    same, learned = equivalence(np.array([scores["lsn"][name] - score for name, score in scores["lse-g"].items()]))
+    because = (
+        f"LSN minus LSE is {mean:+.3f} Dice over {p4['interval_90']['patients']} patients (90 % interval {low:+.3f} to "
+        f"{high:+.3f}, margin ± {MARGIN}). LSN's edge indicator is learned, LSE's is a formula. With a learned one in "
+        f"the solver as well the difference is {learned.mean:+.3f} ({learned.low:+.3f} to {learned.high:+.3f}); by "
+        f"the same rule, but not planned: {same}. See {CHAPTER}."
+    )
+    tests = "; ".join(
+        f"{name}: {test['difference']:+.3f} Dice, p = {test['p_holm']:.1g}" for name, test in p5["tests"].items()
+    )
+    return {
+        "P4": {"verdict": p4["verdict"].capitalize() + ".", "because": because},
+        "P5": {"verdict": p5["verdict"].capitalize() + ".", "because": f"{tests} (Wilcoxon, Holm). See {CHAPTER}."},
+    }
+
+
+def claims() -> dict[str, dict[str, str]]:
+    """All verdicts that the committed results allow."""
+    return liver_claims(json.loads((RESULTS / "liver.json").read_text()))
+
+
+if __name__ == "__main__":
+    with atomic_path(RESULTS / "claims.json") as partial:
+        partial.write_text(json.dumps(claims(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
