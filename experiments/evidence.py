@@ -18,6 +18,7 @@ chance; refuted if layers do not differ; else undecided.
 """
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from .run import Experiment, preprocessing, write_json
 from .subspaces import energy, subspaces
 from .variants import build, load
 
-MODELS = ("unet", "unet-textbook", "lse-g", "lsn", "monai-unet")
+MODELS = ("unet", "unet-textbook", "lse-g", "lsn", "monai-unet", "unet followed")
 SEEDS = 5  # networks only initialized
 TESTED = 64  # kernels that a layer must have
 SLICES = 24  # of the training scans, for the patches that layers see
@@ -149,31 +150,45 @@ def images_of(experiment: Experiment, job: Job, test: bool = False) -> Tensor:
     return torch.stack([dataset[n][0] for n in chosen])
 
 
+def one_job(experiment: Experiment, job: Job) -> dict:
+    """What is found in the network of a finished job, from the file beside its report if it is there."""
+    path = experiment.out / job.name / "evidence.json"
+    if not path.is_file():
+        model, info = load(path.with_name("best.safetensors"))
+        if job.change.get("follow"):
+            found: dict = {"followed": followed(path.parent / "epochs", fresh_network(info, job.seed))}
+        else:
+            fresh = [fresh_network(info, seed) for seed in range(SEEDS)]
+            found = {"layers": one_network(model, fresh, images_of(experiment, job))}
+        if isinstance(model, LevelSetNetwork):
+            middle = images_of(experiment, job, test=True)[SLICES // 2][None]
+            found["stability"] = stability_of(model, middle)
+        write_json(path, found)
+    return json.loads(path.read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.evidence", description=__doc__)
     parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--same-patient", action="append", default=[])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     experiment = Experiment(find_scans(args.data), [g.split(",") for g in args.same_patient], args.runs)
-    result: dict = {"networks": {}, "judged": {}, "stability": {}, "followed": []}
-    for name in MODELS:
-        networks = []
-        for job in (Job(name, fold) for fold in range(FOLDS)):
-            model, info = load(args.runs / job.name / "best.safetensors")
-            fresh = [fresh_network(info, seed) for seed in range(SEEDS)]
-            networks.append(one_network(model, fresh, images_of(experiment, job)))
-            if isinstance(model, LevelSetNetwork):
-                middle = images_of(experiment, job, test=True)[SLICES // 2][None]
-                result["stability"].setdefault(name, []).append(stability_of(model, middle))
-        result["networks"][name], result["judged"][name] = networks, judge(networks)
-    result["verdicts"] = {name: verdicts(judged) for name, judged in result["judged"].items() if judged["tested"]}
-    for job in (Job("unet", fold, 0, "followed") for fold in range(FOLDS)):
-        _, info = load(args.runs / job.name / "best.safetensors")
-        result["followed"].append(followed(args.runs / job.name / "epochs", fresh_network(info, job.seed)))
-    write_json(args.out, result)
+    result: dict = {key: {} for key in ("networks", "judged", "verdicts", "stability", "followed")}
+    for name in args.models:
+        model, _, variant = name.partition(" ")
+        found = [one_job(experiment, Job(model, fold, 0, variant)) for fold in range(FOLDS)]
+        for key in ("stability", "followed"):
+            if key in found[0]:
+                result[key][name] = [one[key] for one in found]
+        if "layers" in found[0]:
+            result["networks"][name] = [one["layers"] for one in found]
+            result["judged"][name] = judge(result["networks"][name])
+            result["verdicts"][name] = verdicts(result["judged"][name])
+        write_json(args.out, result)
 
 
 if __name__ == "__main__":
