@@ -22,9 +22,11 @@ export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 export PYTHONHASHSEED := 0
 unexport MPLBACKEND
 
-# Install lsbook in the environment $(1), with pip's further options $(2).
+# Install lsbook in the environment $(1), with pip's further options $(2). Locked versions are checked by their hashes;
+# PyTorch is not among them: its CPU and CUDA builds share a version.
 define install
 $(if $(TORCH_INDEX),$(1)/bin/pip install --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)",)
+$(if $(filter constraints.txt,$(CONSTRAINTS)),$(1)/bin/pip install --no-deps --require-hashes -r hashes.txt,)
 $(1)/bin/pip install $(2) "$(TORCH)" -e ".[book,test]"
 endef
 
@@ -34,13 +36,13 @@ define check_python
 	exit 1; }
 endef
 
-.PHONY: help book test browser bench lint format lock clean distclean
+.PHONY: help book test browser bench deep lint format lock clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) hashes.txt
 	$(check_python)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(call install,.venv,-c $(CONSTRAINTS))
@@ -67,6 +69,14 @@ bench: $(INSTALLED) ## benchmarks, into results/; on a machine that does nothing
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)",)
 	$(BIN)/python tools/measure_chapters.py
 
+deep: $(INSTALLED) ## long checks: kills, mutants, fuzz, twice, coverage, into results/; about an hour and a half
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.mutation
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.twice
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m deep.versions build/versions
+
 lint: $(INSTALLED) ## style of code and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,7 +95,12 @@ lock: ## make constraints.txt anew; TORCH=torch==X.Y.Z moves PyTorch
 	echo "# Made by 'make lock': pip freeze of a new environment, Python $$(build/lock/bin/python -c \
 	'import platform; print(platform.python_version())'), with .[book,test] in it." > build/constraints.txt
 	build/lock/bin/pip freeze --exclude lsbook | sed 's/+cpu$$//' >> build/constraints.txt
+	build/lock/bin/pip install uv
+	grep -v -e '^#' -e '^torch==' build/constraints.txt > build/pins.txt
+	(sed -n '/^#/p' hashes.txt; build/lock/bin/uv pip compile build/pins.txt --no-deps --generate-hashes --no-header \
+	--no-annotate) > build/hashes.txt
 	mv build/constraints.txt constraints.txt
+	mv build/hashes.txt hashes.txt
 
 clean: ## remove what was built
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis

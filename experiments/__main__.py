@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lsbook.ct import find_scans
+from lsbook.__main__ import usable
+from lsbook.ct import Preprocessing, find_scans
 
 from .jobs import Job, jobs
 from .merge import merge
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--pixels", action="store_true", help="the scans' spacing is not known: distances in pixels, by slice"
     )
+    c.add_argument("--skip-bad", action="store_true", help="leave out scans that cannot be used, and name them")
     c.add_argument("--devices", type=int, default=1, help="processes or GPUs of one job (default 1)")
     c.add_argument("--threads", type=int, default=1, help="threads of one process (default 1)")
 
@@ -45,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, wanted: list[Job], groups: list[list[str]]) -> None:
     """All jobs; one whose lower rung is in work elsewhere is passed over and tried again."""
     torch.set_num_threads(args.threads)
-    experiment = Experiment(find_scans(args.data), groups, args.out, not args.pixels, args.devices)
+    scans = [scan for scan in find_scans(args.data) if not args.skip_bad or usable(scan, Preprocessing())]
+    experiment = Experiment(scans, groups, args.out, not args.pixels, args.devices)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "plan.json"
     plan = json.loads(path.read_text()) if path.is_file() else make_plan(experiment, jobs(SETS.split(",")), path)

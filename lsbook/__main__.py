@@ -17,13 +17,13 @@ from lsphantom.patients import write_cohort
 from . import __version__
 from .augmentation import AUGMENTATIONS
 from .checkpoints import load_checkpoint
-from .ct import Preprocessing, SliceDataset, find_scans, split
+from .ct import Preprocessing, Scan, SliceDataset, find_scans, prepared_scan, split
 from .files import atomic_path, cache_folder
 from .inference import score_scan, segment
 from .levelset import speeds
 from .metrics import compare
 from .networks import MODELS, build_model
-from .nifti import read_volume, write_mask
+from .nifti import one_line, read_volume, write_mask
 from .sample import prefetch
 from .stepping import advance
 from .training import densest_point, train
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--steps", type=int, default=100, help="time steps of a level set network (default 100)")
     c.add_argument("--contrast", type=float, default=0.05, help="edge scale of LSE, per pixel (default 0.05)")
     c.add_argument("--seed-radius", type=float, default=0.06, help="of the first disc, as a fraction of the size")
+    c.add_argument("--skip-bad", action="store_true", help="leave out scans that cannot be used, and name them")
     c.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="scans of one person")
     c.add_argument("--start-from", type=Path, help="checkpoint whose weights the model takes over where it has them")
     c.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="default: all for U-Nets, gray for the others")
@@ -80,43 +81,27 @@ def command_train(args: argparse.Namespace) -> None:
     if args.epochs < 1:
         raise ValueError(f"--epochs {args.epochs}: train for at least one epoch")
     folder = write_cohort(cache_folder("phantom")) if args.data == "phantom" else Path(args.data)
-    scans = {scan.name: scan for scan in find_scans(folder)}
-    names = split(
-        list(scans), args.fold, args.folds, [[name.strip() for name in group.split(",")] for group in args.same_patient]
-    )
-    preprocessing = Preprocessing(args.size, *args.window)
+    preprocessing, found = Preprocessing(args.size, *args.window), find_scans(folder)
+    scans = {scan.name: scan for scan in found if not args.skip_bad or usable(scan, preprocessing)}
+    groups = [[name.strip() for name in group.split(",")] for group in args.same_patient]
+    names = split(list(scans), args.fold, args.folds, groups)
     parts = [SliceDataset([scans[n] for n in part], preprocessing, args.all_slices) for part in names[:2]]
-    options: dict = {}
-    if not args.model.startswith("unet"):
-        options = {"steps": args.steps, "seed": densest_point(parts[0], args.seed_radius)}
-        options |= {"contrast": args.contrast} if args.model == "lse" else {}
-        options |= {"checkpoint_every": 10} if args.model == "lsn" else {}
-    provenance = {
-        "data": args.data if args.data == "phantom" else folder.name,
-        "fold": args.fold,
-        "folds": args.folds,
-        "scans": names._asdict(),
-        "all_slices": args.all_slices,
-        "precision": args.precision,
-    } | versions()
+    is_unet = args.model.startswith("unet")
+    options = {} if is_unet else {"steps": args.steps, "seed": densest_point(parts[0], args.seed_radius)}
+    options |= {"lse": {"contrast": args.contrast}, "lsn": {"checkpoint_every": 10}}.get(args.model, {})
+    provenance = {key: getattr(args, key) for key in ("fold", "folds", "all_slices", "precision")} | versions()
+    provenance |= {"data": args.data if args.data == "phantom" else folder.name, "scans": names._asdict()}
+    provenance |= {"left_out": [scan.name for scan in found if scan.name not in scans]} if args.skip_bad else {}
     devices = args.devices if args.devices == "auto" else int(args.devices)
     fabric = Fabric(accelerator="auto", devices=devices, precision=args.precision)
-    rows = train(
-        args.model,
-        options,
-        *parts,
-        preprocessing,
-        args.out,
-        epochs=args.epochs,
-        seed=args.seed,
-        batch=args.batch,
-        rate=args.rate,
-        provenance=provenance,
-        fabric=fabric,
-        start_from=args.start_from,
-        augmentation=args.augmentation or ("all" if args.model.startswith("unet") else "gray"),
-    )
+    settings = {key: getattr(args, key) for key in ("epochs", "seed", "batch", "rate", "start_from")}
+    settings["augmentation"] = args.augmentation or ("all" if is_unet else "gray")
+    settings |= {"provenance": provenance, "fabric": fabric}
+    rows = train(args.model, options, *parts, preprocessing, args.out, **settings)
     if fabric.global_rank == 0:
+        if rows[-1]["loss"] > rows[0]["loss"]:
+            told = f"the loss rose from {rows[0]['loss']:.4g} to {rows[-1]['loss']:.4g}"
+            print(f"lsbook: {told}; the epoch of the best validation is kept, lower --rate", file=sys.stderr)
         model, _, info = load_checkpoint(args.out / "best.safetensors")
         results = {name: score_scan(model, preprocessing, scans[name]) for name in names.test}
         means = {key: float(np.mean([r[key] for r in results.values()])) for key in next(iter(results.values()))}
@@ -125,6 +110,15 @@ def command_train(args: argparse.Namespace) -> None:
         with atomic_path(args.out / "metrics.json") as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n")
         print(json.dumps({"model": args.model, "fold": args.fold, **means}))
+
+
+def usable(scan: Scan, preprocessing: Preprocessing) -> bool:
+    """Whether the slices of a scan can be prepared; if not, the reason goes to standard error in one line."""
+    try:
+        return bool(prepared_scan(scan, preprocessing))
+    except (PermissionError, ValueError) as error:
+        print(f"lsbook: scan {scan.name} is left out: {error}", file=sys.stderr)
+        return False
 
 
 def command_predict(args: argparse.Namespace) -> None:
@@ -138,7 +132,8 @@ def command_predict(args: argparse.Namespace) -> None:
 def command_evaluate(args: argparse.Namespace) -> None:
     reference, prediction = (read_volume(path, labels=True) for path in (args.reference, args.prediction))
     if reference.data.shape != prediction.data.shape:
-        raise ValueError(f"{args.prediction}: has shape {prediction.data.shape}, the reference {reference.data.shape}")
+        shapes = f"shape {prediction.data.shape}, the reference {reference.data.shape}"
+        raise ValueError(f"{args.prediction}: has {shapes}; resample it to that grid")
     if not np.allclose(reference.affine, prediction.affine, atol=1e-2):
         raise ValueError(f"{args.prediction}: lies elsewhere than the reference (affines differ); resample it")
     print(json.dumps(compare(reference.data, prediction.data, reference.spacing)))
@@ -161,8 +156,8 @@ def command_warm(args: argparse.Namespace) -> None:
 
 def versions() -> dict[str, str | None]:
     """What runs: the package and its commit, torch, Python; a part of every checkpoint's provenance."""
-    own = {"lsbook": __version__, "commit": git_commit()}
-    return own | {"torch": torch.__version__, "python": platform.python_version()}
+    python = platform.python_version()
+    return {"lsbook": __version__, "commit": git_commit(), "torch": torch.__version__, "python": python}
 
 
 def git_commit() -> str | None:
@@ -176,15 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; a fault of the input gives one line on standard error and status 2."""
     args = parser().parse_args(argv)
     commands = {"train": command_train, "predict": command_predict, "evaluate": command_evaluate}
-    commands |= {"kernels": command_kernels, "warm": command_warm}
+    commands |= {"kernels": command_kernels, "warm": command_warm, "sample": lambda args: prefetch(args.names)}
     try:
-        if args.command == "sample":
-            return prefetch(args.names)
-        commands[args.command](args)
+        return commands[args.command](args) or 0
     except (OSError, ValueError, FloatingPointError) as error:
-        print(f"lsbook: {error}", file=sys.stderr)
+        raw = getattr(error, "errno", None)  # the system's own words, with no remedy among them
+        advice = "; check that it is there, that you may read and write it, and that the disk has room" if raw else ""
+        print(f"lsbook: {one_line(error)}{advice}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ NULLS = {
     "entries permuted": lambda points, rng: rng.permuted(points, axis=1),
     "dictionary rotated": lambda points, rng: points @ stats.ortho_group.rvs(9, random_state=rng),
     "same covariance": lambda points, rng: rng.multivariate_normal(
-        points.mean(axis=0), np.cov(points, rowvar=False, bias=True), len(points), method="eigh"
+        points.mean(axis=0), np.cov(points.T, bias=True), len(points), method="eigh"
     ),
 }
 

@@ -8,6 +8,7 @@ working pixel on its border holds the share of its area that is liver, as its gr
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .files import atomic_path, cache_folder
-from .nifti import Volume, read_volume
+from .nifti import SLICE, Volume, read_volume
 
 
 class Scan(NamedTuple):
@@ -40,27 +41,33 @@ def find_scans(folder: str | os.PathLike) -> list[Scan]:
     ``labelsTr``.
 
     Raises:
-        FileNotFoundError: if the folder does not exist, holds no scan, or a scan has no mask.
-        ValueError: if a scan is there twice.
+        OSError: if the folder is not there, may not be read, or holds no scan; if an image or a mask is alone.
+        ValueError: if an image or a mask is there twice.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give one with volume-N.nii.gz and segmentation-N.nii.gz")
-    msd = (folder / "imagesTr").is_dir()
-    images = (folder / "imagesTr").glob("*.nii*") if msd else folder.glob("volume-*.nii*")
-    scans: dict[str, Scan] = {}
-    for image in sorted(path for path in images if re.search(r"\.nii(\.gz)?$", path.name) and path.name[0] != "."):
-        name = re.sub(r"\.nii(\.gz)?$", "", image.name).removeprefix("" if msd else "volume-")
-        stem = folder / "labelsTr" / name if msd else folder / f"segmentation-{name}"
-        masks = [Path(f"{stem}{suffix}") for suffix in (".nii.gz", ".nii") if Path(f"{stem}{suffix}").is_file()]
-        if name in scans:
-            raise ValueError(f"{image}: scan {name} is there twice ({scans[name].image.name}); remove one of them")
-        if not masks:
-            raise FileNotFoundError(f"{image}: has no mask {stem.name}.nii.gz beside it; add it or move the image away")
-        scans[name] = Scan(name, image, masks[0])
-    if not scans:
+    prefixes = ("imagesTr/", "labelsTr/") if (folder / "imagesTr").is_dir() else ("volume-", "segmentation-")
+    images, masks = (named(folder, prefix) for prefix in prefixes)
+    if not images:
         raise FileNotFoundError(f"{folder}: no scans; expected volume-N.nii.gz or imagesTr/NAME.nii.gz with masks")
-    return sorted(scans.values(), key=lambda scan: [part.zfill(9) for part in re.split(r"(\d+)", scan.name)])
+    for name in sorted(images.keys() ^ masks.keys()):
+        kind, path = ("mask", images[name]) if name in images else ("image", masks[name])
+        raise FileNotFoundError(f"{path}: has no {kind} {prefixes[kind == 'mask']}{name}.nii.gz; add it or move this")
+    order = sorted(images, key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)])
+    return [Scan(name, images[name], masks[name]) for name in order]
+
+
+def named(folder: Path, prefix: str) -> dict[str, Path]:
+    """NIfTI files ``{prefix}{name}.nii[.gz]`` by name, hidden ones left out; errors as in :func:`find_scans`."""
+    found: dict[str, Path] = {}
+    inside, start = folder / os.path.dirname(prefix), os.path.basename(prefix)
+    for entry in sorted(os.listdir(inside)) if inside.is_dir() else ():  # glob would find nothing where it may not read
+        if match := re.fullmatch(rf"{start}([^.].*?)\.nii(\.gz)?", entry):
+            first = found.setdefault(match[1], inside / entry)
+            if first.name != entry:
+                raise ValueError(f"{inside / entry}: is there twice ({first.name}); remove one of them")
+    return found
 
 
 class Split(NamedTuple):
@@ -86,8 +93,7 @@ def split(names: Sequence[str], fold: int, folds: int, same_patient: Iterable[Se
     """
     patient = {name: (name,) for name in names}
     for group in same_patient:
-        unknown = [name for name in group if name not in patient]
-        if unknown:
+        if unknown := [name for name in group if name not in patient]:
             raise ValueError(f"no scan is named {', '.join(unknown)}; the scans are {', '.join(names)}")
         members = tuple(name for name in names if name in group)
         if any(len(patient[name]) > 1 for name in members):
@@ -121,13 +127,13 @@ class Preprocessing:
     high: float = 160.0
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not self.low < self.high:
-            raise ValueError(f"size {self.size} and window {self.low} to {self.high} HU: need size > 0 and low < high")
+        if not (type(self.size) is int and 0 < self.size <= 2048 and -1e9 < self.low < self.high < 1e9):
+            raise ValueError(f"size {self.size}, window {self.low} to {self.high} HU: need size 1 to 2048, low < high")
 
     def images(self, volume: Volume) -> Tensor:
         """Slices ``(Z, 1, size, size)`` in [-1, 1], float32: area average where both sides shrink, else bilinear."""
         slices = torch.from_numpy(to_slices(volume.data).copy()).unsqueeze(1)
-        slices = ((slices - self.low) / (self.high - self.low) * 2 - 1).clamp(-1, 1)
+        slices = ((slices - float(self.low)) / (self.high - self.low) * 2 - 1).clamp(-1, 1)
         return self.resample(F.pad(slices, square_padding(volume), value=-1.0))
 
     def labels(self, volume: Volume) -> Tensor:
@@ -163,10 +169,11 @@ def from_slices(slices: np.ndarray) -> np.ndarray:
 
 
 def square_padding(volume: Volume) -> tuple[int, int, int, int]:
-    """Pixels of air (left, right, top, bottom) that make the slices square in mm."""
-    sides = [n * h for n, h in zip(volume.data.shape[:2], volume.spacing[:2], strict=True)]
-    missing = [round((max(sides) - side) / h) for side, h in zip(sides, volume.spacing[:2], strict=True)]
-    x, y = missing
+    """Pixels of air (left, right, top, bottom) that make the slices square in mm; ValueError if they are too many."""
+    sides = np.multiply(volume.data.shape[:2], volume.spacing[:2]).tolist()
+    if max(sides) ** 2 > SLICE * math.prod(volume.spacing[:2]):
+        raise ValueError(f"{volume.path}: slices of {sides} mm take too many pixels as squares; check its voxel size")
+    x, y = (round((max(sides) - side) / h) for side, h in zip(sides, volume.spacing[:2], strict=True))
     return x // 2, x - x // 2, y // 2, y - y // 2
 
 
@@ -208,8 +215,7 @@ def prepared_scan(scan: Scan, preprocessing: Preprocessing) -> tuple[np.ndarray,
         for path, slices in zip(paths, (preprocessing.images(image), labels), strict=True):
             with atomic_path(path) as partial:
                 np.save(partial, slices[:, 0].numpy())
-    images, labels = (np.load(path, mmap_mode="r") for path in paths)
-    return images, labels
+    return tuple(np.load(path, mmap_mode="r") for path in paths)
 
 
 class SliceDataset(Dataset):
@@ -228,6 +234,8 @@ class SliceDataset(Dataset):
         for number, (_, labels) in enumerate(self.arrays):
             chosen = range(len(labels)) if all_slices else range(len(labels))[liver_range(labels > 127)]
             self.index += [(number, z) for z in chosen]
+        if not self.scans:
+            raise ValueError("no scans, so no slices; give at least one scan")
 
     def __len__(self) -> int:
         return len(self.index)

@@ -1,11 +1,13 @@
 """Where files are kept, and how they are written so that a cut never leaves half of one."""
 
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pooch
+from filelock import FileLock, Timeout
 
 
 def cache_folder(*parts: str) -> Path:
@@ -33,13 +35,37 @@ def cache_folder(*parts: str) -> Path:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Write to the yielded path; on success it replaces ``path`` in one step, on an error nothing is left behind.
 
-    The temporary name ends as the final one does, because writers choose a format by the suffix (``.nii.gz``).
+    What a process that was killed left of the same file is removed by the next that writes it (on Linux, where
+    ``/proc`` tells which processes of this machine are alive). The temporary name ends as the final one does, because
+    writers choose a format by the suffix (``.nii.gz``).
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    ending = f"-{platform.node()}-{path.name}"
+    for left in path.parent.glob(".partial-*") if Path("/proc/self").exists() else ():
+        if left.name.endswith(ending) and not Path("/proc", left.name.split("-")[1]).exists():
+            left.unlink(missing_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}{ending}")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error}); check its folder and disk") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def hold(folder: Path) -> AbstractContextManager:
+    """The lock of a folder for the time of a ``with``; the system frees it when the process ends, however it ends.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder}: another run is at work there; wait for its end or choose another --out") from error

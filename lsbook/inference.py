@@ -75,6 +75,9 @@ def segment(model: nn.Module, preprocessing: Preprocessing, volume: Volume, batc
     Probabilities are smoothed across slices, brought back to the scan's grid, cut at 0.5, and the largest connected
     part is kept. ``batch`` slices are in work at a time, and the result does not depend on how many; as long as the
     scan is only the mask, a byte a voxel.
+
+    Raises:
+        FloatingPointError: if the network's output is not finite.
     """
     x, y, depth = volume.data.shape
     mask, done = np.empty((depth, y, x), bool).transpose(2, 1, 0), 0
@@ -84,6 +87,8 @@ def segment(model: nn.Module, preprocessing: Preprocessing, volume: Volume, batc
         single = (replace(volume, voxels=volume.data[:, :, z : z + 1]) for z in range(first, end))
         images = torch.cat([preprocessing.images(one) for one in single])
         found = torch.cat([found[-2:], slice_probabilities(model, images)])
+        if not found.isfinite().all():
+            raise FloatingPointError(f"{volume.path}: the network's output is not finite; take another checkpoint")
         smooth, oldest = smooth_across(found), end - len(found)
         ready = end if end == depth else end - 1  # the last slice waits for its neighbor
         for z in range(done, ready):

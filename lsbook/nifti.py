@@ -8,8 +8,8 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ import numpy as np
 
 from .files import atomic_path, cache_folder
 
-NIBABEL_ERRORS = nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError
-READ_ERRORS = (*NIBABEL_ERRORS, OSError, EOFError, ValueError, zlib.error)
 BLOCK = 2**22  # voxels in work at a time
+SLICE = 2**24  # voxels of a slice at most, along any axis; memory follows from it
+nib.imageglobals.logger.setLevel("CRITICAL")  # what it would say of a header is raised instead
 DEFLATED = 1032  # a byte of a .gz file stands for no more bytes than this
 
 
@@ -92,10 +92,10 @@ def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
 
     Args:
         path: the file.
-        labels: read a mask, whose values are whole numbers from 0 to 255, instead of an image.
+        labels: read a mask, whose values are 0, 1 (liver) and 2 (lesion), instead of an image.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError, PermissionError: if there is no such file, or it may not be read.
         ValueError: if it is no readable 3-D NIfTI image; the message names the file, the fault and the remedy.
         OSError: if the disk has no room for the voxels.
     """
@@ -109,20 +109,22 @@ def read_volume(path: str | os.PathLike, labels: bool = False) -> Volume:
 def load_header(path: Path) -> tuple[nib.Nifti1Pair, np.ndarray]:
     """The image, its voxels unread, and the orientation of its axes (nibabel); errors as in :func:`read_volume`."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a NIfTI file (.nii or .nii.gz)")
+        raise FileNotFoundError(f"{path}: no such file; give a NIfTI file (.nii or .nii.gz), no folder of DICOM slices")
+    path.open("rb").close()  # says why it may not be read, which nibabel does not
     try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):
-            raise ValueError(f"it is {type(image).__name__}")
-        shape, own = image.shape, nib.io_orientation(image.affine)
+        # nibabel would change a voxel size of 0 to 1, and warn of what is refused here.
+        with nib.imageglobals.ErrorLevel(30), warnings.catch_warnings(action="ignore"):
+            image = nib.load(path)
+            if not isinstance(image, nib.Nifti1Pair):
+                raise ValueError(f"it is {type(image).__name__}")
+            shape, own, sizes = image.shape, nib.io_orientation(image.affine), nib.affines.voxel_sizes(image.affine)
         source = Path(image.file_map["image"].filename)
         held = source.stat().st_size * {".nii": 1, ".img": 1, ".gz": DEFLATED}.get(source.suffix.lower(), math.inf)
-    except READ_ERRORS as error:
-        fault = one_line(error)
-        raise ValueError(f"{path}: not a readable NIfTI file ({fault}); convert the scan to .nii.gz") from error
+    except Exception as error:  # whatever nibabel meets in a broken header
+        raise ValueError(f"{path}: not a readable NIfTI file ({one_line(error)}); convert it to .nii.gz") from error
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path}: has shape {shape}, not three axes; split a series into one file for each scan")
-    if np.isnan(own).any() or not np.isfinite(image.affine).all() or min(image.header.get_zooms()) <= 0:
+    if np.isnan(own).any() or not np.isfinite(image.affine).all() or not 1e-3 <= sizes.min() <= sizes.max() <= 1e3:
         raise ValueError(f"{path}: its affine has no usable orientation or voxel size; repair the header")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"{path}: holds {image.get_data_dtype()} voxels; convert it to one real number for each voxel")
@@ -130,6 +132,8 @@ def load_header(path: Path) -> tuple[nib.Nifti1Pair, np.ndarray]:
     if asked > held:
         too_short = f"its header asks for {asked} bytes, it holds {held} at most"
         raise ValueError(f"{path}: voxels cannot be read ({too_short}); it may be cut short, copy it again")
+    if math.prod(sorted(shape)[1:]) > SLICE:
+        raise ValueError(f"{path}: has shape {shape}, slices of more than {SLICE} voxels; crop it or make it coarser")
     return image, own.astype(int)
 
 
@@ -142,12 +146,17 @@ def store(path: Path, image: nib.Nifti1Pair, own: np.ndarray, labels: bool) -> S
     slowest, sign = own[2]
     order = [int(slowest), *(axis for axis in (2, 1, 0) if axis != slowest)]
     shape = tuple(image.shape[axis] for axis in np.argsort(own[:, 0]))
-    stored = Stored(tempfile.TemporaryFile(dir=folder), dtype, shape, order, sign < 0)
+    stored = Stored(tempfile.TemporaryFile(dir=folder, buffering=0), dtype, shape, order, sign < 0)
     inside = np.array([*own[:2], (slowest, 1)])  # the sequence of the blocks is turned when it is looked at
-    for block in blocks(path, image):
-        turned = nib.orientations.apply_orientation(checked(path, block, labels), inside).transpose(order)
-        stored.file.write(np.ascontiguousarray(turned, dtype))
-    stored.file.flush()
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite
+            for block in blocks(path, image):
+                turned = nib.orientations.apply_orientation(checked(path, block, labels), inside).transpose(order)
+                content = np.ascontiguousarray(turned, dtype)
+                if stored.file.write(content) < content.nbytes:
+                    raise OSError("the disk is full")
+    except OSError as error:
+        raise OSError(f"{path}: cannot be kept in {folder} ({error}); make room or set LSBOOK_CACHE") from error
     return stored
 
 
@@ -165,22 +174,18 @@ def blocks(path: Path, image: nib.Nifti1Pair) -> Iterator[np.ndarray]:
                 yield nib.volumeutils.apply_read_scaling(block, raw.slope, raw.inter)
             while file.read(BLOCK):  # a .gz file ends with a checksum
                 pass
-    except READ_ERRORS as error:
-        fault = one_line(error)
-        raise ValueError(f"{path}: voxels cannot be read ({fault}); it may be cut short, copy it again") from error
+    except Exception as error:  # as above
+        raise ValueError(f"{path}: voxels cannot be read ({one_line(error)}); cut short? copy it again") from error
 
 
 def checked(path: Path, block: np.ndarray, labels: bool) -> np.ndarray:
     """The block, as float32 if it is of an image, after a look at each voxel."""
     if not labels:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite
-            block = block.astype(np.float32)
+        block = block.astype(np.float32)
     if not np.isfinite(block).all():
         raise ValueError(f"{path}: has NaN or infinite voxels; replace them, for example by -1000 HU (air)")
-    if labels:
-        wrong = block[(block != np.round(block)) | (block < 0) | (block > 255)]
-        if wrong.size:
-            raise ValueError(f"{path}: a mask must hold whole numbers from 0 to 255, not {wrong[0]}")
+    if labels and (wrong := block[(block != np.round(block)) | (block < 0) | (block > 2)]).size:
+        raise ValueError(f"{path}: a mask must hold 0, 1 (liver) and 2 (lesion), not {wrong[0]}; relabel it")
     return block
 
 
@@ -190,11 +195,14 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, like: Volume) -> None:
         raise ValueError(f"mask of shape {mask.shape} does not fit {like.path} of shape {like.data.shape}")
     if not str(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: the result must be named .nii or .nii.gz")
+    if Path(path).resolve() == like.path.resolve():
+        raise ValueError(f"{path}: is the scan itself; give the result another name")
     voxels = mask.view(np.uint8) if mask.dtype == bool else mask.astype(np.uint8, copy=False)  # no second mask
     header = like.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 0
     own = nib.orientations.apply_orientation(voxels, like.to_own)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with atomic_path(path) as partial:
-        nib.save(nib.Nifti1Image(own, like.header.get_best_affine(), header), partial)
+        nib.save(kind(own, like.header.get_best_affine(), header), partial)

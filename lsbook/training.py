@@ -6,11 +6,12 @@ was cut goes on where it stopped and ends with the same numbers: all randomness 
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
-import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .augmentation import AUGMENTATIONS
 from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
-from .files import atomic_path
+from .files import atomic_path, hold
 from .levelset import gaussian_blur
 from .metrics import dice
 from .networks import LevelSetNetwork, build_model
@@ -68,7 +69,9 @@ def densest_point(dataset: SliceDataset, radius: float = 0.06) -> tuple[float, f
 
 
 def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Adam; the coefficients of the equation are a group of their own with a higher rate."""
+    """Adam, the equation's coefficients in a group with a higher rate; ValueError for a rate below 0 or not finite."""
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"learning rate {rate}: must be a finite number, and not negative; take 1e-3, or less")
     scalars = [p for name, p in model.named_parameters() if name == "raw"]
     others = [p for name, p in model.named_parameters() if name != "raw"]
     groups = [{"params": others, "rate": rate}, {"params": scalars, "rate": rate * COEFFICIENT_RATE}]
@@ -109,7 +112,7 @@ def train_epoch(
     """Pass number ``epoch`` (from 0) of ``epochs`` over the loader; the mean loss of the slices, over all processes.
 
     Raises:
-        FloatingPointError: if the model's output is not finite.
+        FloatingPointError: if the model's output, the loss or its gradient is not finite; the weights stay.
     """
     model.train()
     total, count = torch.zeros((), device=fabric.device), 0
@@ -119,11 +122,13 @@ def train_epoch(
         optimizer.zero_grad()
         image, target = AUGMENTATIONS[augmentation](image, target)
         prediction = model(image)
-        if not torch.isfinite(prediction).all():
-            raise FloatingPointError("the output is not finite; lower the learning rate and check the input for NaN")
+        if not prediction.mean().isfinite():  # nor is the mean of nothing
+            raise FloatingPointError("the output is empty or not finite; lower the learning rate and check the input")
         loss = segmentation_loss(prediction, target)
         fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=MAX_NORM)
+        norm = fabric.clip_gradients(model, optimizer, max_norm=MAX_NORM, error_if_nonfinite=False)
+        if not torch.isfinite(norm + loss):
+            raise FloatingPointError("the loss or its gradient is not finite; lower the learning rate")
         optimizer.step()
         total, count = total + loss.detach() * len(image), count + len(image)
     return float(fabric.all_reduce(total / count, reduce_op="mean"))
@@ -175,66 +180,61 @@ def train(
         One row an epoch: epoch, loss, validation Dice, and for level set networks alpha, beta, gamma.
 
     Raises:
-        ValueError: if ``out`` holds a run with other settings, or a process would get no whole number of slices.
+        ValueError: if ``out`` holds a run with other settings or one that is at work, or a process would get no whole
+            number of slices.
     """
     out = Path(out)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     torch.manual_seed(seed)
     bare = build(name, **options)
+    settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing), "slices": len(train_set)}
+    settings |= {"epochs": epochs, "seed": seed, "batch": batch, "rate": rate, "augmentation": augmentation}
+    settings |= {"train": [s.name for s in train_set.scans], "validation": [s.name for s in validation_set.scans]}
     if start_from:
         take_over(bare, start_from)
-    model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
-    settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing)}
-    settings |= {
-        "epochs": epochs,
-        "seed": seed,
-        "batch": batch,
-        "rate": rate,
-        "augmentation": augmentation,
-        "train": [scan.name for scan in train_set.scans],
-    }
-    settings |= {"slices": len(train_set), "validation": [scan.name for scan in validation_set.scans]}
-    if start_from:
         digest = hashlib.sha256(Path(start_from).read_bytes()).hexdigest()
         settings["start_from"] = f"{Path(start_from).parent.name}/{Path(start_from).name}, sha256 {digest}"
+    model, optimizer = fabric.setup(bare, make_optimizer(bare, rate))
     settings = json.loads(json.dumps(settings))
-    rows: list[dict] = []
-    if (out / "last.pt").is_file():
-        try:
-            state = torch.load(out / "last.pt", map_location=fabric.device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{out / 'last.pt'}: cannot be read ({one_line(error)}); remove it to start anew"
-            ) from error
-        if state["settings"] != settings:
-            raise ValueError(f"{out}: holds a run with other settings; choose another --out or remove it")
-        bare.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows = state["rows"]
+    last, rows = out / "last.pt", []
+    with nullcontext() if fabric.global_rank else hold(out):
+        if last.is_file():
+            try:
+                state = torch.load(last, map_location=fabric.device, weights_only=True)
+                same = state["settings"] == settings
+            except Exception as error:  # whatever a broken file leads to
+                raise ValueError(f"{last}: cannot be read ({one_line(error)}); remove it to start anew") from error
+            if not same:
+                raise ValueError(f"{out}: holds a run with other settings; choose another --out or remove it")
+            bare.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            rows = state["rows"]
 
-    for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, disable=None):
-        number = seed * 100_003 + epoch
-        torch.manual_seed(number + 1_000_000_007 * fabric.global_rank)
-        loader = epoch_loader(fabric, train_set, batch, number)
-        row = {"epoch": epoch + 1}
-        row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmentation)
-        row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
-        if isinstance(bare, LevelSetNetwork):
-            row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))
-        best = not rows or row["validation_dice"] > max(r["validation_dice"] for r in rows)
-        rows.append(row)
-        if fabric.global_rank == 0:
-            if best:
-                save_checkpoint(out / "best.safetensors", bare, settings | {"epoch": epoch + 1} | (provenance or {}))
-            write_log(out, rows)
-            state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"rows": rows, "settings": settings}
-            with atomic_path(out / "last.pt") as partial:
-                torch.save(state, partial)
-        fabric.call("on_epoch_end", model=bare, epoch=epoch + 1)
-        fabric.barrier()
-    return rows
+        for epoch in tqdm(range(len(rows), epochs), desc=name, initial=len(rows), total=epochs, disable=None):
+            number = seed * 100_003 + epoch
+            torch.manual_seed(number + 1_000_000_007 * fabric.global_rank)
+            loader = epoch_loader(fabric, train_set, batch, number)
+            row = {"epoch": epoch + 1}
+            row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmentation)
+            row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
+            if isinstance(bare, LevelSetNetwork):
+                row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))
+            best = not rows or row["validation_dice"] > max(r["validation_dice"] for r in rows)
+            rows.append(row)
+            if fabric.global_rank == 0:
+                if best:
+                    info = settings | {"epoch": epoch + 1} | (provenance or {})
+                    save_checkpoint(out / "best.safetensors", bare, info)
+                write_log(out, rows)
+                state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"rows": rows, "settings": settings}
+                torch.save(state, content := io.BytesIO())  # into a full disk it would fail with a RuntimeError
+                with atomic_path(last) as partial:
+                    partial.write_bytes(content.getbuffer())
+            fabric.call("on_epoch_end", model=bare, epoch=epoch + 1)
+            fabric.barrier()
+        return rows
 
 
 def write_log(out: Path, rows: list[dict]) -> None:

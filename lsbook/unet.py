@@ -46,12 +46,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        filters: int = 16,
-        depth: int = 5,
-        textbook: bool = False,
-        dropout: float = 0.25,
-        batch_norm: bool = False,
+        self, filters: int = 16, depth: int = 5, textbook: bool = False, dropout: float = 0.25, batch_norm: bool = False
     ):
         super().__init__()
         self.textbook = textbook

@@ -298,3 +298,20 @@ def test_the_page_names_as_many_tasks_as_there_are_jobs():
     page = (Path(__file__).parents[1] / "book" / "run_the_experiment.md").read_text(encoding="utf-8")
     first, last = re.search(r"--array=(\d+)-(\d+)", page).groups()
     assert (int(first), int(last)) == (0, len(jobs(command.SETS.split(","))) - 1)
+
+
+def test_a_bad_scan_is_left_out_on_request_only(tmp_path, capsys, monkeypatch):
+    folder = write_cohort(tmp_path / "cohort", 3, shape=(32, 32, 6), spacing=(12.0, 12.0, 24.0))
+    image = find_scans(folder)[1].image
+    image.write_bytes(image.read_bytes()[:200])
+    seen = []
+
+    def stop(scans, *_):
+        seen.extend(scan.name for scan in scans)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(command, "Experiment", stop)
+    arguments = ["run", "--data", str(folder), "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--skip-bad"]) == 2
+    assert len(seen) == 2 and image.name in capsys.readouterr().err
+    assert command.main(arguments) == 2 and len(seen) == 5

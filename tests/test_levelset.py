@@ -1,5 +1,6 @@
 """The level set equation: signs, axes, exact solutions, bounds, symmetry, and schemes that must fail."""
 
+import inspect
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from lsbook import levelset
 from lsbook.fused import fused_steps
 from lsbook.levelset import (
+    KAPPA_LIMIT,
     LevelSetStep,
     Speeds,
     balloon,
@@ -131,6 +133,12 @@ def test_edge_indicator_is_one_half_where_the_gradient_is_the_contrast(spacing):
         g = edge_indicator(ramp, contrast=0.3, sigma=1.0, spacing=spacing)
         np.testing.assert_allclose(g[0, 0, 5:-5, 5:-5].numpy(), 0.5, atol=1e-12)
     assert torch.equal(edge_indicator(torch.ones_like(y), 0.3, 1.0, spacing), torch.ones_like(y))
+
+
+def test_edge_indicator_smooths_by_one_pixel_unless_told_otherwise():
+    image = uniform(2, 1, 1, 12, 13)
+    assert torch.equal(edge_indicator(image, 0.3), edge_indicator(image, 0.3, sigma=1.0))
+    assert not torch.equal(edge_indicator(image, 0.3), edge_indicator(image, 0.3, sigma=2.0))
 
 
 @quick
@@ -319,6 +327,17 @@ def test_divergence_form_by_numpy_gradients_and_on_a_circle(spacing):
         torch.testing.assert_close(bent[band], -1 / radius[band], rtol=0.05, atol=0)
 
 
+def test_no_curvature_of_central_differences_is_above_its_limit_and_a_peak_reaches_it():
+    """Directions have length 1, so each of the two differences is at most 1 per pixel."""
+    y, x = place((7, 7))
+    for u, reached in ((-(y**2) - x**2, True), (uniform(4, 1, 1, 7, 7), False)):
+        uy, ux = central_gradient(u)
+        norm = torch.hypot(uy, ux).clamp_min(1e-30)
+        kappa = central_gradient(uy / norm)[0] + central_gradient(ux / norm)[1]
+        largest = float(kappa.abs().max())
+        assert largest <= KAPPA_LIMIT and (largest == KAPPA_LIMIT) == reached
+
+
 # Bounds. With alpha = 0 and a CFL number up to 1 the step is monotone; wrong schemes are not.
 
 
@@ -426,6 +445,15 @@ def test_the_cfl_number_of_curvature_is_sharp():
             for _ in range(20):
                 u = form(u, v, dt)
             assert low < float((u - 10 * x)[:, :, 4:-4, 4:-4].abs().max()) / 1e-6 < high
+
+
+@pytest.mark.parametrize("form", [sliced_step, fused])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_forms_agree_where_speeds_change_sign_or_vanish_within_an_image(form, spacing):
+    u, bend, wind_y, wind_x, push = uniform(5, 5, 2, 1, 9, 8) - 0.5
+    v = Speeds(bend.relu(), wind_y, wind_x, push)
+    assert (push > 0).any() and (push < 0).any() and not v.bend.all()
+    torch.testing.assert_close(form(u, v, 0.1, spacing), convolved(u, v, 0.1, spacing), rtol=0, atol=1e-14)
 
 
 # Symmetry, constants, borders
@@ -550,6 +578,20 @@ def test_cfl_by_its_formula(spacing):
         assert cfl(0.1, g, 0.5, beta, gamma, spacing) == pytest.approx(float(per_pixel.max()), rel=1e-12)
 
 
+def test_the_sign_of_alpha_does_not_matter_to_the_cfl_number():
+    g = uniform(1, 1, 1, 6, 7)
+    assert cfl(0.2, g, -0.7, 0.5, 0.3) == cfl(0.2, g, 0.7, 0.5, 0.3)
+    assert torch.equal(worst_cfl(0.2, *scalars(-0.7, 0.5, 0.3)), worst_cfl(0.2, *scalars(0.7, 0.5, 0.3)))
+
+
+SPACED = [edge_indicator, speeds, divergence_curvature, LevelSetStep, sliced_step, cfl, worst_cfl, evolve]
+
+
+@pytest.mark.parametrize("function", SPACED)
+def test_pixels_are_of_unit_size_unless_told_otherwise(function):
+    assert inspect.signature(function).parameters["spacing"].default == (1.0, 1.0)
+
+
 @quick
 @given(st.integers(0, 1000), st.floats(0, 3), st.floats(-3, 3), st.floats(-3, 3), st.sampled_from(SPACINGS))
 def test_worst_cfl_bounds_every_image(seed, alpha, beta, gamma, spacing):
@@ -571,6 +613,13 @@ def test_evolve_refuses_a_step_that_is_too_long_and_says_which_is_not():
     with pytest.raises(ValueError, match=r"CFL number of 2\.00, not 0 to 1; take dt <= 0\.5"):
         evolve(u, g, 1.0, 0.0, 0.0, 1.0, 1)
     evolve(u, g, 1.0, 0.0, 0.0, 0.5, 1)
+
+
+def test_evolve_takes_a_step_that_moves_nothing_and_refuses_one_back_in_time():
+    g, u = torch.ones(1, 1, 8, 8), uniform(0, 1, 1, 8, 8)
+    assert torch.equal(evolve(u, g, 0.0, 0.0, 0.0, 0.1, 2), u)
+    with pytest.raises(ValueError, match=r"dt = -0.1 gives a CFL number of -0\.20"):
+        evolve(u, g, 1.0, 0.0, 0.0, -0.1, 1)
 
 
 def test_evolve_refuses_curvature_flow_that_runs_backwards():

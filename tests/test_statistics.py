@@ -75,7 +75,8 @@ def test_interval_agrees_with_the_enumeration_of_all_resamples():
 
 def test_interval_is_the_plain_percentile_interval_when_patients_are_many():
     values = np.random.default_rng(0).normal(size=2000)
-    plain = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    options = {"method": "percentile", "n_resamples": 5000, "random_state": 0}
+    plain = stats.bootstrap((values,), np.mean, **options).confidence_interval
     assert bootstrap_interval(values, resamples=5000) == pytest.approx(tuple(plain), abs=0.1 * (plain.high - plain.low))
 
 

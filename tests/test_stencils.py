@@ -1,5 +1,6 @@
 """The kernels against their moments, and their convolutions against finite differences written by others."""
 
+import inspect
 import math
 
 import numpy as np
@@ -47,6 +48,11 @@ def test_names_and_order_are_those_of_the_differences():
     assert kernel_bank().dtype == torch.float64
 
 
+@pytest.mark.parametrize("function", [kernels, kernel_bank, central_gradient])
+def test_pixels_are_of_unit_size_unless_told_otherwise(function):
+    assert inspect.signature(function).parameters["spacing"].default == (1.0, 1.0)
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", ORDER)
 def test_moments_say_which_derivative_a_kernel_takes(name, spacing):
@@ -78,7 +84,7 @@ def test_along_x_is_the_transpose_and_scaled():
     assert float(along_y(weights).sum()) == float(along_x(weights).sum()) == 8
 
 
-@pytest.mark.parametrize("spacing", [(0.0, 1.0), (1.0, -2.0), (float("nan"), 1.0)])
+@pytest.mark.parametrize("spacing", [(0.0, 1.0), (1.0, 0.0), (1.0, -2.0), (float("nan"), 1.0)])
 def test_a_spacing_that_is_no_length_is_refused(spacing):
     with pytest.raises(ValueError, match="spacing"):
         kernels(spacing)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lsbook import training
 from lsbook.checkpoints import load_checkpoint
 from lsbook.ct import Preprocessing, SliceDataset, find_scans
+from lsbook.files import hold
 from lsbook.metrics import dice
 from lsbook.networks import MODELS, build_model, disc
 from lsbook.training import (
@@ -243,7 +244,7 @@ def test_logs_hold_the_rows(runs, name):
     assert json.loads((out / "log.json").read_text()) == rows
     with (out / "log.csv").open() as file:
         assert [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)] == rows
-    assert {path.name for path in out.iterdir()} == {"best.safetensors", "last.pt", "log.csv", "log.json"}
+    assert {path.name for path in out.iterdir()} == {"best.safetensors", "last.pt", "log.csv", "log.json", ".lock"}
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(runs, fit, tmp_path):
@@ -275,6 +276,13 @@ def test_a_finished_run_is_not_trained_again(runs, fit, monkeypatch):
     out, rows = runs("lse")
     monkeypatch.setattr(training, "train_epoch", None)
     assert fit("lse", out) == rows
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(fit, tmp_path):
+    with hold(tmp_path), pytest.raises(ValueError, match=rf"{tmp_path}: another run is at work there; wait"):
+        fit("lse", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    fit("lse", tmp_path, epochs=1)
 
 
 CHANGES = "seed epochs batch rate options preprocessing scans slices model start augmentation".split()
