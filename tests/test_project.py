@@ -155,6 +155,14 @@ def test_every_import_is_declared(path: Path):
         assert sources & set(allowed), f"{path.name} imports {name} (of {sources or 'nothing installed'}): declare it"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_every_solution_ends_before_the_next_exercise_begins(path: Path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    order = re.findall(r"```\{(exercise|solution-start|solution-end)\}", text)
+    assert order == ["exercise", "solution-start", "solution-end"] * (len(order) // 3)
+
+
 def test_modules_import_in_one_direction():
     names = {f"lsbook.{p.stem}" for p in MODULES}
     graph = {f"lsbook.{p.stem}": imported(p) & names for p in MODULES}
