@@ -40,7 +40,12 @@ def test_summaries_are_those_of_the_patients(name):
 
 
 def test_verdicts_follow_from_the_scans():
-    assert verdicts(LIVER["jobs"], LIVER["same_patient"]) == LIVER["verdicts"]
+    found, stored = verdicts(LIVER["jobs"], LIVER["same_patient"]), LIVER["verdicts"]
+    assert {claim: row["verdict"] for claim, row in found.items()} == {c: row["verdict"] for c, row in stored.items()}
+    assert found["P4"]["interval_90"] == pytest.approx(stored["P4"]["interval_90"], rel=1e-12)
+    assert found["P5"]["tests"].keys() == stored["P5"]["tests"].keys()
+    for name, test in found["P5"]["tests"].items():
+        assert test == pytest.approx(stored["P5"]["tests"][name], rel=1e-12)
 
 
 def test_scores_of_slices_are_those_of_the_scans():
