@@ -22,11 +22,9 @@ export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 export PYTHONHASHSEED := 0
 unexport MPLBACKEND
 
-# Install lsbook in the environment $(1), with pip's further options $(2). Locked versions are checked by their hashes;
-# PyTorch is not among them: its CPU and CUDA builds share a version.
+# Install lsbook in the environment $(1), with pip's further options $(2).
 define install
 $(if $(TORCH_INDEX),$(1)/bin/pip install --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)",)
-$(if $(filter constraints.txt,$(CONSTRAINTS)),$(1)/bin/pip install --no-deps --require-hashes -r hashes.txt,)
 $(1)/bin/pip install $(2) "$(TORCH)" -e ".[book,test]"
 endef
 
@@ -42,9 +40,11 @@ endef
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
+# Locked versions are checked by their hashes; PyTorch is not among them: its CPU and CUDA builds share a version.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) hashes.txt
 	$(check_python)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(if $(filter constraints.txt,$(CONSTRAINTS)),$(BIN)/pip install --no-deps --require-hashes -r hashes.txt,)
 	$(call install,.venv,-c $(CONSTRAINTS))
 	touch $@
 
