@@ -10,20 +10,18 @@ normalization keeps its statistics. Dice at working size, of every third slice o
 runs and not done again.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from lsbook.ct import SliceDataset, find_scans
+from lsbook.ct import SliceDataset
 from lsbook.training import scan_dice
 
 from .jobs import FOLDS, Job
-from .run import Experiment, preprocessing, write_json
+from .run import Experiment, finished_runs, preprocessing, write_json
 from .subspaces import energy, project, random_basis, remove_as_much, subspaces
 from .variants import convolutions, load
 
@@ -91,19 +89,12 @@ def one_network(experiment: Experiment, job: Job) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.causal", description=__doc__)
-    parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--same-patient", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    experiment = Experiment(find_scans(args.data), [g.split(",") for g in args.same_patient], args.runs)
+    experiment, out = finished_runs("causal", __doc__)
     result: dict = {"every": EVERY, "draws": DRAWS}
     for model in MODELS:
         jobs = [Job(model, fold) for fold in range(FOLDS)]
         result[model] = [one_network(experiment, job) for job in jobs]
-        write_json(args.out, result)
+        write_json(out, result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ chance; refuted if layers do not differ; else undecided.
 ``python -m experiments.evidence RUNS --data DIR --out results/kernels.json``
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -29,13 +28,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from lsbook.chance import across_networks, matches, null_rates, patch_components
-from lsbook.ct import SliceDataset, find_scans
+from lsbook.ct import SliceDataset
 from lsbook.kernels import Layer, classes, nearest, operators, read_kernels
 from lsbook.networks import LevelSetNetwork
 from lsbook.spectra import spectrum, stability
 
 from .jobs import FOLDS, Job
-from .run import Experiment, preprocessing, write_json
+from .run import Experiment, finished_runs, preprocessing, write_json
 from .subspaces import energy, subspaces
 from .variants import build, load
 
@@ -168,17 +167,9 @@ def one_job(experiment: Experiment, job: Job) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.evidence", description=__doc__)
-    parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--same-patient", action="append", default=[])
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    experiment = Experiment(find_scans(args.data), [g.split(",") for g in args.same_patient], args.runs)
+    experiment, out = finished_runs("evidence", __doc__)
     result: dict = {key: {} for key in ("networks", "judged", "verdicts", "stability", "followed")}
-    for name in args.models:
+    for name in MODELS:
         model, _, variant = name.partition(" ")
         found = [one_job(experiment, Job(model, fold, 0, variant)) for fold in range(FOLDS)]
         for key in ("stability", "followed"):
@@ -188,7 +179,7 @@ def main() -> None:
             result["networks"][name] = [one["layers"] for one in found]
             result["judged"][name] = judge(result["networks"][name])
             result["verdicts"][name] = verdicts(result["judged"][name])
-        write_json(args.out, result)
+        write_json(out, result)
 
 
 if __name__ == "__main__":

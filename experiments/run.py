@@ -5,6 +5,7 @@ back when its process ends, however it ends, so several runs may work on one fol
 from its last epoch (:func:`lsbook.training.train`).
 """
 
+import argparse
 import fcntl
 import json
 import time
@@ -21,7 +22,7 @@ from scipy.ndimage import distance_transform_edt
 
 from lsbook.__main__ import git_commit, versions
 from lsbook.checkpoints import load_checkpoint, save_checkpoint
-from lsbook.ct import Preprocessing, Scan, SliceDataset, Split, split
+from lsbook.ct import Preprocessing, Scan, SliceDataset, Split, find_scans, split
 from lsbook.files import atomic_path
 from lsbook.training import densest_point, train
 
@@ -228,6 +229,19 @@ def locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def finished_runs(command: str, about: str) -> tuple[Experiment, Path]:
+    """Experiment and file for the result, from the command line of an analysis of finished jobs; sets one thread."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{command}", description=about)
+    parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
+    parser.add_argument("--data", type=Path, required=True, help="as in the run")
+    parser.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="as in the run")
+    parser.add_argument("--out", type=Path, required=True, help="file for the result")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    groups = [[name.strip() for name in group.split(",")] for group in args.same_patient]
+    return Experiment(find_scans(args.data), groups, args.runs), args.out
 
 
 def write_json(path: Path, value: object) -> None:
