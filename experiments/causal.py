@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lsbook.__main__ import versions
 from lsbook.ct import SliceDataset
 from lsbook.training import scan_dice
 
@@ -84,7 +85,7 @@ def one_network(experiment: Experiment, job: Job) -> dict:
         def dice() -> float:
             return float(np.mean(list(scan_dice(model, test).values())))
 
-        write_json(path, {"dice": dice(), "rows": causal_rows(model, dice, DRAWS)})
+        write_json(path, {"by": versions(), "dice": dice(), "rows": causal_rows(model, dice, DRAWS)})
     return json.loads(path.read_text())
 
 

@@ -27,6 +27,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from lsbook.__main__ import versions
 from lsbook.chance import across_networks, matches, null_rates, patch_components
 from lsbook.ct import SliceDataset
 from lsbook.kernels import Layer, classes, nearest, operators, read_kernels
@@ -159,6 +160,7 @@ def one_job(experiment: Experiment, job: Job) -> dict:
         else:
             fresh = [fresh_network(info, seed) for seed in range(SEEDS)]
             found = {"layers": one_network(model, fresh, images_of(experiment, job))}
+        found["by"] = versions()
         if isinstance(model, LevelSetNetwork):
             middle = images_of(experiment, job, test=True)[SLICES // 2][None]
             found["stability"] = stability_of(model, middle)
@@ -168,11 +170,11 @@ def one_job(experiment: Experiment, job: Job) -> dict:
 
 def main() -> None:
     experiment, out = finished_runs("evidence", __doc__)
-    result: dict = {key: {} for key in ("networks", "judged", "verdicts", "stability", "followed")}
+    result: dict = {key: {} for key in ("by", "networks", "judged", "verdicts", "stability", "followed")}
     for name in MODELS:
         model, _, variant = name.partition(" ")
         found = [one_job(experiment, Job(model, fold, 0, variant)) for fold in range(FOLDS)]
-        for key in ("stability", "followed"):
+        for key in ("by", "stability", "followed"):
             if key in found[0]:
                 result[key][name] = [one[key] for one in found]
         if "layers" in found[0]:
