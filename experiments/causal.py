@@ -26,7 +26,7 @@ from .run import Experiment, finished_runs, preprocessing, write_json
 from .subspaces import energy, project, random_basis, remove_as_much, subspaces
 from .variants import convolutions, load
 
-MODELS = ("unet", "unet-textbook")
+MODELS = ("unet",)
 EVERY = 3  # slices
 DRAWS = {"layer": 3, "all": 8}  # random subspaces, and random removals
 

@@ -126,13 +126,13 @@ def stability_of(model: LevelSetNetwork, image: Tensor) -> list[dict]:
 
 
 def followed(folder: Path, start: nn.Module) -> list[dict]:
-    """Match rate and energies of each layer before the training and after each epoch."""
+    """Before the training and after each epoch: match rate and energies of each layer, kernels of the first layer."""
     rows = []
     for source in [start, *sorted(folder.glob("*.safetensors"))]:
         layers = read_kernels(source)[0]
         rate = {layer.name: float(matches(points(layer)).mean()) for layer in layers}
         shares = {n: {la.name: energy(points(la), b) for la in layers} for n, b in subspaces().items()}
-        rows.append({"rate": rate, "energy": shares})
+        rows.append({"rate": rate, "energy": shares, "first": points(layers[0]).round(3).tolist()})
     return rows
 
 

@@ -71,6 +71,8 @@ def test_followed_kernels_start_with_the_fresh_network(tmp_path):
     rows = followed(tmp_path / "epochs", network(1))
     again = followed(tmp_path / "epochs", model)
     assert len(rows) == 2 and rows[0] != rows[1] and again[0] == again[1] == rows[1]
+    first = next(iter(convolutions(model).values())).weight.detach().reshape(-1, 3, 3)
+    np.testing.assert_allclose(rows[1]["first"], first, atol=6e-4)
 
 
 def test_stability_has_a_row_for_each_stretch_and_grows_with_it():
