@@ -3,32 +3,36 @@
 For each fold's trained network, each layer alone and all together, and each space of
 :func:`experiments.subspaces.subspaces`: the Dice of the fold's test scans with projected kernels, with kernels
 projected on random subspaces of the same dimension, and with as much taken from each kernel in a random direction. If a
-space holds what the network needs, its projection costs less than both. Weights are not trained again, and batch
-normalization keeps its statistics. Dice at working size, of every third slice of the liver's range, mean of the scans.
+space holds what the network needs, its projection costs less than both. All these spaces lack the mean, of which a
+random one keeps a share; so there is one more, the level set stencils *and* the mean, whose random subspaces hold the
+mean as well. Weights are not trained again, biases and the statistics of batch normalization stay as they are. Dice at
+working size, of every third slice of the liver's range, mean of the scans.
 
-``python -m experiments.causal RUNS --data DIR --out results/causal.json``; a network that is done is kept beside the
-runs and not done again.
+``python -m experiments.causal RUNS --data DIR --out results/causal.json``; rows that are done are kept beside the runs
+and not done again.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from lsbook.__main__ import versions
+from lsbook.__main__ import git_commit
 from lsbook.ct import SliceDataset
 from lsbook.training import scan_dice
 
 from .jobs import FOLDS, Job
 from .run import Experiment, finished_runs, preprocessing, write_json
-from .subspaces import energy, project, random_basis, remove_as_much, subspaces
+from .subspaces import MEAN, energy, orthonormal, project, random_basis, remove_as_much, subspaces
 from .variants import convolutions, load
 
 MODELS = ("unet",)
 EVERY = 3  # slices
 DRAWS = {"layer": 3, "all": 8}  # random subspaces, and random removals
+WITH_MEAN = "stencils and mean"
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -48,45 +52,58 @@ def changed_dice(model: nn.Module, dice: Callable[[], float], names: list[str], 
                 conv.weight.copy_(weight)
 
 
-def causal_rows(model: nn.Module, dice: Callable[[], float], draws: Mapping[str, int], seed: int = 0) -> list[dict]:
-    """One row for each target (a layer, or ``all``) and space: Dice of the projection and of its two controls."""
-    rng, layers, rows = np.random.default_rng(seed), convolutions(model), []
+def spaces() -> dict[str, np.ndarray]:
+    """The spaces of the test by name: basis ``(dimension, 9)``."""
+    known = subspaces()
+    return known | {WITH_MEAN: orthonormal(np.concatenate([known["level set stencils"], MEAN]))}
+
+
+def causal_rows(
+    model: nn.Module, dice: Callable[[], float], draws: Mapping[str, int], done: Sequence[tuple[str, str]] = ()
+) -> Iterator[dict]:
+    """One row for each target (a layer, or ``all``) and space that is not done: Dice of the projection and controls."""
+    layers = convolutions(model)
     for target in [*layers, "all"]:
         names = list(layers) if target == "all" else [target]
         weight = np.concatenate([layers[n].weight.detach().double().numpy().reshape(-1, 3, 3) for n in names])
-        for space, basis in subspaces().items():
+        for space, basis in spaces().items():
+            if (target, space) in done:
+                continue
+            rng = np.random.default_rng(zlib.crc32(f"{target} {space}".encode()))  # the same for all networks
 
             def with_change(change: Change, names: list[str] = names) -> float:
                 return changed_dice(model, dice, names, change)
 
             count = draws["all" if target == "all" else "layer"]
-            bases = [random_basis(len(basis), rng) for _ in range(count)]
-            rows.append(
-                {
-                    "target": target,
-                    "space": space,
-                    "energy": energy(weight, basis),
-                    "projection": with_change(lambda w, b=basis: project(w, b)),
-                    "random subspace": [with_change(lambda w, b=b: project(w, b)) for b in bases],
-                    "random removal": [with_change(lambda w, b=basis: remove_as_much(w, b, rng)) for _ in range(count)],
-                }
-            )
-    return rows
+            hold = MEAN if space == WITH_MEAN else MEAN[:0]
+            bases = [random_basis(len(basis), rng, hold) for _ in range(count)]
+            yield {
+                "target": target,
+                "space": space,
+                "energy": energy(weight, basis),
+                "projection": with_change(lambda w, b=basis: project(w, b)),
+                "random subspace": [with_change(lambda w, b=b: project(w, b)) for b in bases],
+                "random removal": [
+                    with_change(lambda w, b=basis, r=rng: remove_as_much(w, b, r)) for _ in range(count)
+                ],
+            }
 
 
 def one_network(experiment: Experiment, job: Job) -> dict:
-    """All rows of a finished job, from the file beside its report if they are there."""
+    """All rows of a finished job; each is kept in the file beside its report as soon as it is done."""
     path = experiment.out / job.name / "causal.json"
-    if not path.is_file():
-        model, _ = load(path.with_name("best.safetensors"))
-        test = SliceDataset([experiment.scans[name] for name in experiment.parts(job).test], preprocessing(job))
-        test.index = test.index[::EVERY]
+    model, _ = load(path.with_name("best.safetensors"))
+    test = SliceDataset([experiment.scans[name] for name in experiment.parts(job).test], preprocessing(job))
+    test.index = test.index[::EVERY]
 
-        def dice() -> float:
-            return float(np.mean(list(scan_dice(model, test).values())))
+    def dice() -> float:
+        return float(np.mean(list(scan_dice(model, test).values())))
 
-        write_json(path, {"by": versions(), "dice": dice(), "rows": causal_rows(model, dice, DRAWS)})
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text()) if path.is_file() else {"dice": dice(), "rows": []}
+    for row in causal_rows(model, dice, DRAWS, [(row["target"], row["space"]) for row in found["rows"]]):
+        found["rows"].append(row | {"commit": git_commit()})
+        write_json(path, found)
+    return found
 
 
 def main() -> None:

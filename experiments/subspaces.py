@@ -15,6 +15,7 @@ from scipy import stats
 from lsbook.kernels import MONOMIALS, dictionary
 
 STENCILS = ("central x", "central y", "second x", "second y", "mixed xy")
+MEAN = np.full((1, 9), 1 / 3)  # the unit vector that all mean-zero kernels are orthogonal to
 
 
 def orthonormal(kernels: np.ndarray) -> np.ndarray:
@@ -52,9 +53,10 @@ def energy(weight: np.ndarray, basis: np.ndarray) -> float:
     return float((project(weight, basis) ** 2).sum() / (weight**2).sum())
 
 
-def random_basis(dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """A subspace of that dimension, uniformly distributed."""
-    return stats.ortho_group.rvs(9, random_state=rng)[:dimension]
+def random_basis(dimension: int, rng: np.random.Generator, hold: np.ndarray = MEAN[:0]) -> np.ndarray:
+    """A subspace of that dimension, uniformly distributed among those that hold the rows of ``hold``, orthonormal."""
+    drawn = stats.ortho_group.rvs(9, random_state=rng)
+    return np.linalg.qr(np.concatenate([hold, drawn])[:dimension].T)[0].T
 
 
 def remove_as_much(weight: np.ndarray, basis: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.causal import causal_rows, changed_dice
-from experiments.subspaces import subspaces
+from experiments.causal import WITH_MEAN, causal_rows, changed_dice, spaces
+from experiments.subspaces import MEAN, random_basis, subspaces
 from experiments.variants import build, convolutions
 from lsbook.kernels import read_kernels
 
@@ -42,12 +42,28 @@ def test_weights_are_put_back_also_after_an_error(network):
 
 def test_a_space_that_holds_the_kernels_costs_nothing_and_its_controls_do(network):
     model, score = network
-    rows = causal_rows(model, score, {"layer": 1, "all": 2})
-    assert len(rows) == 4 * (len(read_kernels(model)[0]) + 1)
+    rows = list(causal_rows(model, score, {"layer": 1, "all": 2}))
+    assert len(rows) == 5 * (len(read_kernels(model)[0]) + 1)
     for row in rows:
-        holds = row["space"] in ("mean-zero", "level set stencils")
+        holds = row["space"] in ("mean-zero", "level set stencils", WITH_MEAN)
         assert (row["energy"] == pytest.approx(1, abs=1e-6)) == holds
         assert (row["projection"] > 1 - 1e-5) == holds
         assert len(row["random subspace"]) == (2 if row["target"] == "all" else 1)
         assert max(row["random subspace"]) < 1 - 1e-5
         assert (min(row["random removal"]) > 1 - 1e-5) == holds  # nothing to remove
+
+
+def test_rows_that_are_done_are_not_done_again_and_the_others_are_the_same(network):
+    model, score = network
+    rows = list(causal_rows(model, score, {"layer": 1, "all": 1}))
+    done = [(row["target"], row["space"]) for row in rows[3:]]
+    assert list(causal_rows(model, score, {"layer": 1, "all": 1}, done)) == rows[:3]
+
+
+def test_random_spaces_beside_stencils_and_mean_hold_the_mean_too():
+    assert len(spaces()[WITH_MEAN]) == 6 and np.allclose(MEAN @ spaces()[WITH_MEAN].T @ spaces()[WITH_MEAN], MEAN)
+    rng = np.random.default_rng(0)
+    for hold, share in ((MEAN, 1.0), (MEAN[:0], 6 / 9)):
+        bases = [random_basis(6, rng, hold) for _ in range(1500)]
+        assert np.allclose([b @ b.T for b in bases], np.eye(6))
+        assert np.mean([((b @ MEAN[0]) ** 2).sum() for b in bases]) == pytest.approx(share, abs=0.03)
