@@ -91,6 +91,7 @@ def causal_rows(
 
 def one_network(experiment: Experiment, job: Job) -> dict:
     """All rows of a finished job; each is kept in the file beside its report as soon as it is done."""
+    experiment.check_finished(job)
     path = experiment.out / job.name / "causal.json"
     model, _ = load(path.with_name("best.safetensors"))
     test = SliceDataset([experiment.scans[name] for name in experiment.parts(job).test], preprocessing(job))

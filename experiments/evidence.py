@@ -155,6 +155,7 @@ def one_job(experiment: Experiment, job: Job) -> dict:
     """What is found in the network of a finished job, from the file beside its report if it is there."""
     path = experiment.out / job.name / "evidence.json"
     if not path.is_file():
+        experiment.check_finished(job)
         model, info = load(path.with_name("best.safetensors"))
         if job.change.get("follow"):
             found: dict = {"followed": followed(path.parent / "epochs", fresh_network(info, job.seed))}

@@ -64,6 +64,11 @@ class Experiment:
         """The file that says that a job is finished."""
         return self.out / job.name / "report.json"
 
+    def check_finished(self, job: Job) -> None:
+        """Raise FileNotFoundError if the job is not finished: its network may still be in training."""
+        if not self.report(job).is_file():
+            raise FileNotFoundError(f"{self.report(job)}: the job is not finished: `python -m experiments run` it")
+
     def datasets(self, job: Job) -> tuple[SliceDataset, SliceDataset]:
         """Slices for training and validation."""
         return tuple(

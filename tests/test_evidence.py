@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.evidence import followed, judge, one_network, stability_of, verdicts
+from experiments import causal
+from experiments.evidence import followed, judge, one_job, one_network, stability_of, verdicts
+from experiments.jobs import Job
+from experiments.run import Experiment
 from experiments.variants import Follow, build, convolutions
 from lsbook.kernels import atoms
 
@@ -62,6 +65,13 @@ def test_energies_of_random_kernels_are_the_share_of_dimensions(found):
 )
 def test_verdicts_follow_the_rule(decisions, differ, p6, p7):
     assert verdicts({"decision": decisions, "layers_differ_p": differ}) == {"P6": p6, "P7": p7}
+
+
+@pytest.mark.parametrize("analyse", [one_job, causal.one_network])
+def test_a_training_that_still_runs_is_not_analysed(analyse, tmp_path):
+    (tmp_path / "unet-fold0-seed0").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"report\.json: the job is not finished: `python -m experiments run`"):
+        analyse(Experiment([], [], tmp_path), Job("unet", 0))
 
 
 def test_followed_kernels_start_with_the_fresh_network(tmp_path):
