@@ -88,7 +88,7 @@ def judge(networks: Sequence[dict[str, dict]]) -> dict:
     """The rule above for one kind of network: excess of each layer over each null model, and the verdict by layer."""
     layers = list(networks[0])
     tested = [name for name in layers if networks[0][name]["kernels"] >= TESTED]
-    nulls = set.intersection(*(set(networks[0][name]["null"]) for name in layers))
+    nulls = set.intersection(*(set(networks[0][name]["null"]) for name in tested))
     excess = {
         null: across_networks(
             np.array([[n[name]["rate"] - n[name]["null"][null] for name in tested] for n in networks])
@@ -131,8 +131,8 @@ def followed(folder: Path, start: nn.Module) -> list[dict]:
     rows = []
     for source in [start, *sorted(folder.glob("*.safetensors"))]:
         layers = read_kernels(source)[0]
-        rate = {layer.name: float(matches(points(layer)).mean()) for layer in layers}
-        shares = {n: {la.name: energy(points(la), b) for la in layers} for n, b in subspaces().items()}
+        rate = {layer.name: round(float(matches(points(layer)).mean()), 4) for layer in layers}
+        shares = {n: {la.name: round(energy(points(la), b), 4) for la in layers} for n, b in subspaces().items()}
         rows.append({"rate": rate, "energy": shares, "first": points(layers[0]).round(3).tolist()})
     return rows
 
