@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import lscheck
-from lsbook import ct, networks, schemes
+from experiments import subspaces
+from lsbook import ct, kernels, networks, schemes
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("[01][0-9]_*.ipynb"))
 CHECKS = {name: getattr(lscheck, name) for name in lscheck.__all__}
@@ -153,6 +154,28 @@ def least(pixels, operations, size, gflops, gbytes, arrays=3):
     return 1e-6 * pixels * max(operations / gflops, arrays * size / gbytes)
 
 
+STENCILS = np.stack([kernels.dictionary()[name] for name in subspaces.STENCILS]).reshape(5, 9)
+DX, DY = kernels.dictionary()["central x"], kernels.dictionary()["central y"]
+THIRD, FOURTH = np.outer([1, -2, 1], [-0.5, 0, 0.5]), np.outer([1, -2, 1], [1, -2, 1])
+
+
+def near(mean=0.05, third=1.0, first=DX):
+    return np.stack([first + mean, DX + third * THIRD])
+
+
+def project(k, onto=STENCILS):
+    return (np.linalg.pinv(onto) @ onto @ np.ravel(k)).reshape(3, 3)
+
+
+def summed(k, units=True):
+    shared = STENCILS / np.linalg.norm(STENCILS, axis=1, keepdims=True) if units else STENCILS
+    return (shared.T @ shared @ k.ravel()).reshape(3, 3)
+
+
+def rounding(low, high, bits):
+    return (high - low) / (2**bits - 1) / math.sqrt(12)
+
+
 RIGHT = {
     "check_majority": [
         majority,
@@ -209,6 +232,13 @@ RIGHT = {
         lambda tests, level: next(n for n in range(99) if tests * 2.0 ** (1 - n) < level),
     ],
     "check_least_time": [least, lambda *case: np.float32(least(*case))],
+    "check_near": [near(), near().tolist(), tuple(near()), torch.from_numpy(near(0.1, 0.6)).float(), np.stack([DX + 0.05, DX + 0.5 * THIRD.T])],
+    "check_projection": [
+        project,
+        lambda k: torch.from_numpy(project(k)).float(),
+        lambda k: (STENCILS.T @ np.linalg.lstsq(STENCILS.T, k.ravel(), rcond=None)[0]).reshape(3, 3),
+    ],
+    "check_rounding": [rounding, lambda *case: np.float32(rounding(*case))],
 }
 
 WRONG = {
@@ -381,6 +411,44 @@ WRONG = {
         "10^-3 times": lambda *case: 1e-3 * least(*case),
         "That is the shorter": lambda p, w, s, f, b: least(p, w, s, f, 1e9),
     },
+    "check_near": {
+        "zero": np.zeros((2, 3, 3)),
+        "no match, that begins at": near(mean=0.5, first=np.diag([3.0, 0, 0])),
+        "no match, that begins at 0.8225. Are they swapped?": near()[::-1],
+        "but that is no derivative": near(mean=9.0),
+        "It needs a mean": near(mean=0.0),
+        "take a larger one": near(mean=1e-6),
+        "the second has the mean": near() + [np.zeros((3, 3)), np.full((3, 3), 0.1)],
+        "not u_x": np.stack([near()[0], DY + 0.15 * FOURTH]),
+        "O(h^2), not u_x": np.stack([near()[0], 2 * DX + 0 * FOURTH]),
+        "u_x +0.3 u_y +1 u_xyy; order 1, error O(h^2), not u_x": near() + [np.zeros((3, 3)), 0.3 * DY],
+        "an error of order h": np.stack([near()[0], kernels.dictionary()["forward x"] + 0.4 * FOURTH]),
+        "the second matches central x": near(third=0.01),
+        "the second matches Sobel x": near(third=0.25),
+        "the second matches Laplacian, 5 points": np.stack([near()[0], DX + FOURTH]),
+    },
+    "check_projection": {
+        "is not linear": lambda k: project(k) * np.abs(k).sum(),
+        "It counts twice there": summed,
+        "whose length is not 1": lambda k: summed(k, units=False),
+        "the space of dimension 8": lambda k: k - k.mean(),
+        "the space of dimension 2": lambda k: project(k, STENCILS[:2]),
+        "as it is": lambda k: k,
+        "what is left": lambda k: k - project(k),
+        "must stay as it is": lambda k: project(k) / 2,
+        "of dimension 6, not 5": lambda k: project(k, np.concatenate([STENCILS, np.ones((1, 9))])),
+        "not orthogonal to it": lambda k: project(k) + DX * k.sum(),
+    },
+    "check_rounding": {
+        "the distance of two levels": lambda *case: rounding(*case) * math.sqrt(12),
+        "the largest error": lambda *case: rounding(*case) * math.sqrt(3),
+        "the mean of the error's size": lambda *case: rounding(*case) * math.sqrt(12) / 4,
+        "That is a variance": lambda *case: rounding(*case) ** 2,
+        "2^n - 1 gaps": lambda low, high, bits: (high - low) / 2**bits / math.sqrt(12),
+        "not / 3": lambda *case: 2 * rounding(*case),
+        "the number of bits": lambda low, high, bits: (high - low) / bits / math.sqrt(12),
+        "you say 0 HU.": lambda *case: 0,
+    },
 }
 
 
@@ -479,5 +547,5 @@ def test_every_chapter_checks_an_answer_and_accepts_its_own(path):
 
 def test_each_check_belongs_to_one_chapter():
     text = "".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
-    assert len(CHAPTERS) == len(CHECKS) == 15
+    assert len(CHAPTERS) == len(CHECKS) == 18
     assert all(text.count(f"from lscheck import {name}") == 1 for name in CHECKS)

@@ -10,6 +10,8 @@ from lsbook.files import atomic_path
 
 RESULTS = Path(__file__).parents[1] / "results"
 CHAPTER = "[the experiment](15_experiment.ipynb)"
+WHICH = "[which kernels](16_which_kernels.ipynb)"
+MATTER = "[do they matter](17_do_they_matter.ipynb)"
 
 
 def liver_claims(result: dict) -> dict[str, dict[str, str]]:
@@ -35,9 +37,40 @@ def liver_claims(result: dict) -> dict[str, dict[str, str]]:
     }
 
 
+def kernel_claims(result: dict, causal: dict) -> dict[str, dict[str, str]]:
+    """P6 and P7 of the paper's U-Net from ``kernels.json``; what P7 leaves out from ``causal.json``."""
+    verdicts, judged = result["verdicts"]["unet"], result["judged"]["unet"]
+    count, told = len(judged["decision"]), sum(word != "not told" for word in judged["decision"])
+    costs = [
+        (run["dice"] - row["projection"], run["dice"] - np.mean(row["random subspace"]))
+        for run in causal["unet"]
+        for row in run["rows"]
+        if (row["target"], row["space"]) == ("all", "mean-zero")
+    ]
+    means, another = np.mean(costs, axis=0)
+    p6 = (
+        f"In {told} of {count} layers of the U-Net the share of kernels that match a stencil is above, or below, what "
+        f"all six models of chance give: more than random kernels have, less than principal components of the layers' "
+        f"own input. See {WHICH}."
+    )
+    less = judged["decision"].count("less")
+    p7 = (
+        f"Layers differ consistently over the folds (Friedman's test, p = {judged['layers_differ_p']:.1g}); {less} of "
+        f"{count} hold stencils less often than chance. Where kernels depart is in their means: to remove these from "
+        f"all layers costs {means:.2f} Dice, to remove a random direction {another:.2f}. See {WHICH} and {MATTER}."
+    )
+    return {
+        "P6": {"verdict": verdicts["P6"].capitalize() + ".", "because": p6},
+        "P7": {"verdict": verdicts["P7"].capitalize() + ".", "because": p7},
+    }
+
+
 def claims() -> dict[str, dict[str, str]]:
     """All verdicts that the committed results allow."""
-    return liver_claims(json.loads((RESULTS / "liver.json").read_text()))
+    liver, kernels, causal = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("liver", "kernels", "causal")
+    )
+    return liver_claims(liver) | kernel_claims(kernels, causal)
 
 
 if __name__ == "__main__":
