@@ -232,7 +232,13 @@ RIGHT = {
         lambda tests, level: next(n for n in range(99) if tests * 2.0 ** (1 - n) < level),
     ],
     "check_least_time": [least, lambda *case: np.float32(least(*case))],
-    "check_near": [near(), near().tolist(), tuple(near()), torch.from_numpy(near(0.1, 0.6)).float(), np.stack([DX + 0.05, DX + 0.5 * THIRD.T])],
+    "check_near": [
+        near(),
+        near().tolist(),
+        tuple(near()),
+        torch.from_numpy(near(0.1, 0.6)).float(),
+        np.stack([DX + 0.05, DX + 0.5 * THIRD.T]),
+    ],
     "check_projection": [
         project,
         lambda k: torch.from_numpy(project(k)).float(),
