@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lsbook.chance import MATCH
-from lsbook.kernels import dictionary, moments, nearest, operators
+from lsbook.kernels import MONOMIALS, dictionary, moments, nearest, operators
 
 from .answers import close, evaluate, judged, named, numbers, require
 
@@ -32,7 +32,7 @@ def check_near(answer: Any) -> str:
     require(close((m[1, 0], m[0, 1]), (1, 0)), f"the second is {consistent.text}, not u_x.")
     require(close((m[2, 0], m[1, 1], m[0, 2]), 0), f"the second has an error of order h: it is {consistent.text}.")
     said = f"the second matches {names[1]}, |cosine| {cosines[1]:.3f}"
-    require(cosines[1] < MATCH, f"{said}: add another share of a kernel without moments up to order 2.")
+    require(cosines[1] < MATCH, f"{said}: add another share, or another kernel, without moments up to order 2.")
     return f"{near.text} is near {names[0]}, and {consistent.text} is near nothing. Near in R^9 is not consistent."
 
 
@@ -46,6 +46,10 @@ def check_projection(answer: Any) -> str:
     linear = close(evaluate(answer, k, shape=(3, 3)).ravel(), k.ravel() @ found)
     require(linear, "it is not linear: a projection of a sum is the sum of the projections.")
     lengths = np.linalg.norm(stencils, axis=1, keepdims=True)
+    one, x, xx = MONOMIALS
+    entries = np.stack([np.outer(*pair) for pair in ((one, x), (x, one), (one, xx), (x, x), (xx, one))])
+    entries = (entries - entries.mean(axis=(1, 2), keepdims=True)).reshape(5, 9)
+    other = np.linalg.pinv(entries) @ entries
     mistakes = {
         "it sums the projections on each stencil, but u_xx and u_yy are not orthogonal: both have the center. "
         "It counts twice there.": (stencils / lengths).T @ (stencils / lengths),
@@ -54,6 +58,7 @@ def check_projection(answer: Any) -> str:
         "it keeps the first differences alone: that is the space of dimension 2.": np.linalg.pinv(stencils[:2])
         @ stencils[:2],
         "it returns the kernel as it is.": np.eye(9),
+        "it projects on the monomials, whose entries follow a polynomial: the other space of dimension 5.": other,
         "it returns what is left when the projection is taken away.": np.eye(9) - right,
     }
     reason = named(found, mistakes)
@@ -76,6 +81,9 @@ def check_rounding(answer: Any) -> str:
             " That is the largest error, not its standard deviation.": level / 2,
             " That is the mean of the error's size.": level / 4,
             " That is a variance.": level**2 / 12,
+            " The root is missing: the variance is gap^2 / 12.": level / 12,
+            " 0.289 is rounded: which number is it?": 0.289 * level,
+            " In Python 2^bits is no power: write 2**bits.": (high - low) / ((2 ^ bits) - 1) / np.sqrt(12),
             " n bits have 2^n levels, so 2^n - 1 gaps.": (high - low) / 2**bits / np.sqrt(12),
             " An error between plus and minus half a gap has the variance gap^2 / 12, not / 3.": level / np.sqrt(3),
             " The window is divided by the number of bits, not of gaps.": (high - low) / bits / np.sqrt(12),

@@ -42,12 +42,12 @@ def kernel_claims(result: dict, causal: dict) -> dict[str, dict[str, str]]:
     verdicts, judged = result["verdicts"]["unet"], result["judged"]["unet"]
     count, told = len(judged["decision"]), sum(word != "not told" for word in judged["decision"])
     costs = [
-        (run["dice"] - row["projection"], run["dice"] - np.mean(row["random subspace"]))
+        [run["dice"] - np.mean(row[way]) for way in ("projection", "random subspace", "random removal")]
         for run in causal["unet"]
         for row in run["rows"]
         if (row["target"], row["space"]) == ("all", "mean-zero")
     ]
-    means, another = np.mean(costs, axis=0)
+    means, another, as_much = np.mean(costs, axis=0)
     p6 = (
         f"In {told} of {count} layers of the U-Net the share of kernels that match a stencil is above, or below, what "
         f"all six models of chance give: more than random kernels have, less than principal components of the layers' "
@@ -57,7 +57,8 @@ def kernel_claims(result: dict, causal: dict) -> dict[str, dict[str, str]]:
     p7 = (
         f"Layers differ consistently over the folds (Friedman's test, p = {judged['layers_differ_p']:.1g}); {less} of "
         f"{count} hold stencils less often than chance. Where kernels depart is in their means: to remove these from "
-        f"all layers costs {means:.2f} Dice, to remove a random direction {another:.2f}. See {WHICH} and {MATTER}."
+        f"all layers costs {means:.2f} Dice, to remove a random direction {another:.2f}, as much elsewhere "
+        f"{as_much:.2f}. See {WHICH} and {MATTER}."
     )
     return {
         "P6": {"verdict": verdicts["P6"].capitalize() + ".", "because": p6},
