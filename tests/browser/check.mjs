@@ -86,14 +86,20 @@ function looks(theme) {
   return faults;
 }
 
-// Pixels of the picture that belongs to a slider: the first visible image in the smallest box that holds both.
-async function picture(handle) {
+// Pixels of the picture that belongs to a slider: the first visible image in the smallest box that holds both. While
+// pictures play, the one that was found may be gone before it is taken: then look again.
+async function picture(handle, tries = 20) {
   const image = await handle.evaluateHandle((element) => {
     let box = element;
     while (box && !box.querySelector("img")) box = box.parentElement;
     return [...(box?.querySelectorAll("img") ?? [])].find((candidate) => candidate.getClientRects().length);
   });
-  return image.asElement()?.screenshot();
+  try {
+    return await image.asElement()?.screenshot();
+  } catch (error) {
+    if (tries > 1 && /not attached|not visible/.test(error.message)) return picture(handle, tries - 1);
+    throw error;
+  }
 }
 
 async function changes(page, handle, before) {
