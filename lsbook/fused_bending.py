@@ -181,12 +181,8 @@ def run_adjoint(kept, v, kernels, grad, dv, d_kernels, every, steps, band, limit
         states = np.empty((every, height, width), dtype=kept.dtype)
         n = np.empty((channels, height, width), dtype=kept.dtype)
         dn = np.zeros((channels, height + 2, width + 2), dtype=kept.dtype)
-        q, dp, du, d_kappa = (
-            np.empty_like(grad[i]),
-            np.empty_like(grad[i]),
-            np.empty_like(grad[i]),
-            np.zeros_like(dn[0]),
-        )
+        q, dp, du = np.empty_like(grad[i]), np.empty_like(grad[i]), np.empty_like(grad[i])
+        d_kappa = np.zeros_like(dn[0])
         scale, kappa = np.empty_like(v[0, i]), np.empty_like(v[0, i])
         rows = np.zeros((6, width + 2), dtype=kept.dtype)
         plain, d_plain = v[:, i : i + 1].copy(), np.zeros_like(v[:, i : i + 1])  # without bending

@@ -37,8 +37,10 @@ def flush(values, target, tiny):
 
 
 def prepare(u: Tensor, dt: float, hy: float, hx: float) -> tuple:
-    """The loops' constants in the precision of u; as many threads as torch has, which numba would change for it."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    """The loops' constants in the precision of u; threads as many as torch has."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)  # the first call of numba's in a process changes OpenMP's number, which is torch's
     return tuple(u.numpy().dtype.type(c) for c in (dt, 1 / hy, 1 / hx, regularization((hy, hx)), 1, 0.5, 0, ROOT_FLOOR))
 
 

@@ -1,5 +1,9 @@
 """The fused steps: their hand-derived adjoint against autograd and against finite differences of the loss."""
 
+import os
+import subprocess
+import sys
+
 import numba
 import pytest
 import torch
@@ -194,6 +198,16 @@ def test_a_hundred_steps_equal_the_definition(threads, shape, dtype, bound):
     for _ in range(100):
         u = step(u, v)
     assert (ours - u).abs().max() < bound
+
+
+def test_the_first_step_of_a_process_leaves_the_number_of_threads_alone():
+    """Else what is trained after it adds up in another order, and ends with other bits than if it ran alone."""
+    code = "import torch; from lsbook.fused import fused_steps; from lsbook.levelset import Speeds;"
+    code += "torch.set_num_threads(1); fused_steps(torch.rand(1, 1, 9, 9), Speeds(*torch.rand(4, 1, 1, 9, 9)), 0.1, 2);"
+    code += "print(torch.get_num_threads())"
+    surroundings = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["1"]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 8, 50])
