@@ -15,7 +15,7 @@ from .merge import merge
 from .plan import make_plan, progress
 from .run import Experiment
 
-SETS = "main,classical,seeds,ablations,fine,kernels"
+SETS = "main,classical,seeds,ablations,fine,kernels,solver"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, wanted: list[Job], groups: list[list[str]]) ->
     experiment = Experiment(scans, groups, args.out, not args.pixels, args.devices)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "plan.json"
-    plan = json.loads(path.read_text()) if path.is_file() else make_plan(experiment, jobs(SETS.split(",")), path)
+    plan = json.loads(path.read_text()) if path.is_file() else {}
+    if not {job.kind for job in wanted} <= plan.keys():
+        plan = make_plan(experiment, wanted if plan else jobs(SETS.split(",")), path, plan)
 
     def left() -> list[Job]:
         return [job for job in wanted if not experiment.report(job).is_file()]

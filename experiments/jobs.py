@@ -1,4 +1,6 @@
-"""What is run: one job for each model, fold and seed, with its recipe. All was fixed before folds 2 to 4 were tested.
+"""What is run: one job for each model, fold and seed, with its recipe, fixed before folds 2 to 4 were tested.
+
+Only the sets ``kernels`` and ``solver`` came later: what they find is exploratory.
 
 The recipe was found on folds 0 and 1, and their test scans were seen in the course of it. How many epochs a model gets
 follows from the time plan (``plan.json``), not from its result. All models share folds, slices, loss, batch and the
@@ -39,6 +41,7 @@ VARIANTS: dict[str, dict] = {
     "": {},
     "twice-the-steps": {"steps": 2},  # as a factor
     "many-discs": {"discs": 12},  # the seed covers the mean liver of the training scans
+    "gray": {"gray": True},  # the balloon asks the gray value (experiments.variants.GrayLSE)
     "plain": {"augmentation": "none"},
     "no-batch-norm": {"batch_norm": False},
     "256": {"size": 256},
@@ -67,6 +70,11 @@ class Job:
         return "-".join(filter(None, [self.model, self.variant, f"fold{self.fold}", f"seed{self.seed}"]))
 
     @property
+    def kind(self) -> str:
+        """Model and variant: what jobs of several folds and seeds have in common."""
+        return f"{self.model} {self.variant}".strip()
+
+    @property
     def below(self) -> "Job | None":
         """The job whose weights this one starts from."""
         below = BELOW.get(self.model)
@@ -77,8 +85,9 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
     """The jobs of some sets, each after the one that it starts from.
 
     main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
-    change at a time on fold 0. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with
-    kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
+    change at a time on fold 0. solver: the LSE with a balloon that asks gray values, on all folds. fine: the best
+    network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with kernels kept in a subspace, or followed
+    through its training, and MONAI's U-Net, on all folds.
 
     Raises:
         ValueError: for an unknown set.
@@ -90,6 +99,7 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         "ablations": [Job(model, 0, 0, v) for v in ("twice-the-steps", "many-discs") for model in ("lse", "lse-g")]
         + [Job("unet-textbook", 0, 0, v) for v in ("plain", "no-batch-norm")]
         + [Job("lse-g", 0, 0, "plain")],
+        "solver": [Job("lse", fold, 0, "gray") for fold in range(folds)],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
         "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]
         + [Job("monai-unet", fold) for fold in range(folds)],

@@ -15,10 +15,12 @@ from lsbook.levelset import worst_cfl
 from lsbook.networks import DT, SAFETY, LevelSetNetwork
 
 from .classical import Sample, sample
+from .variants import build
 
 # Ranges searched, on a logarithmic scale. Contrast is per pixel, sigma in pixels, the radius a fraction of the side;
 # alpha and beta are relative to gamma: a common factor of the three is a matter of the number of steps.
 RANGES = {"contrast": (0.01, 0.3), "sigma": (0.5, 4), "radius": (0.02, 0.2), "alpha": (0.01, 3), "beta": (0.1, 20)}
+GRAY = RANGES | {"likeness": (0.5, 20)}  # of a balloon that asks gray values (experiments.variants.GrayLSE)
 STOPS = 20  # steps between two looks at the contour
 
 
@@ -32,21 +34,22 @@ class Found(NamedTuple):
 
     def network(self) -> LevelSetNetwork:
         """The LSE with these options and coefficients."""
-        model = LevelSetNetwork(False, False, **self.options)
+        model = build("lse", **self.options)
         model.raw.data[:] = torch.tensor(self.raw)
         return model
 
 
 def candidate(point: np.ndarray, center: Sequence[float], steps: int) -> Found:
-    """The LSE at a point of the search: logarithms of the values of :data:`RANGES`.
+    """The LSE at a point of the search: logarithms of the values of :data:`RANGES` or :data:`GRAY`.
 
     The coefficients are the largest in the given ratio that are stable on every image, so that fewest steps are needed.
     """
-    contrast, sigma, radius, alpha, beta = np.exp(point).tolist()
+    contrast, sigma, radius, alpha, beta, *likeness = np.exp(point).tolist()
     c = torch.tensor([alpha, beta, 1.0])
     c = c * SAFETY / worst_cfl(DT, *c)
     raw = [float(c[0].expm1().log()), float(c[1]), float(c[2])]  # alpha = softplus(raw)
-    return Found({"steps": steps, "contrast": contrast, "sigma": sigma, "seed": (*center, radius)}, raw, 0.0, 0)
+    options = {"steps": steps, "contrast": contrast, "sigma": sigma, "seed": (*center, radius)}
+    return Found(options | ({"likeness": likeness[0]} if likeness else {}), raw, 0.0, 0)
 
 
 @torch.no_grad()
@@ -66,6 +69,7 @@ def tune_lse(
     refinements: int = 60,
     slices: tuple[int, int] = (40, 120),
     seed: int = 0,
+    ranges: dict[str, tuple[float, float]] = RANGES,
 ) -> Found:
     """Random search, then a local one from the best point: steps of an evolution strategy (1+1) (Rechenberg 1973).
 
@@ -76,9 +80,10 @@ def tune_lse(
         draws: points drawn, each on every k-th slice, ``slices[0]`` in all; a tenth goes on to the ``slices[1]``.
         refinements: normal steps tried from the best; their width grows on success and shrinks on failure.
         seed: of the draws and steps.
+        ranges: :data:`RANGES`, or :data:`GRAY` for a :class:`experiments.variants.GrayLSE`.
     """
     rng = np.random.default_rng(seed)
-    low, high = np.log(list(RANGES.values())).T
+    low, high = np.log(list(ranges.values())).T
     few, many = (sample(dataset, count) for count in slices)
     points = sorted(
         rng.uniform(low, high, (draws, len(low))),

@@ -39,21 +39,20 @@ def seconds_per_slice(job: Job) -> float:
     return min(seconds[1:]) / recipe.batch
 
 
-def make_plan(experiment: Experiment, wanted: Sequence[Job], path: Path) -> dict[str, dict]:
-    """CPU seconds of an epoch and of a whole training by model and variant, written to ``path``."""
-    plan: dict[str, dict] = {}
+def make_plan(experiment: Experiment, wanted: Sequence[Job], path: Path, known: dict[str, dict]) -> dict[str, dict]:
+    """CPU seconds of an epoch and of a whole training by kind of job, written to ``path`` with those that are known."""
+    plan = dict(known)
     for job in wanted:
-        kind = f"{job.model} {job.variant}".strip()
-        if kind in plan:
+        if job.kind in plan:
             continue
         if job.model in CLASSICAL:
-            plan[kind] = {"cpu_seconds": SEARCH_SECONDS}
+            plan[job.kind] = {"cpu_seconds": SEARCH_SECONDS}
             continue
         slices = len(experiment.datasets(job)[0])
         epoch = seconds_per_slice(job) * slices
         total = epoch * RECIPES[job.model].epochs + (SEARCH_SECONDS if job.model == "lse" else 0)
-        plan[kind] = {"slices": slices, "cpu_seconds_per_epoch": epoch, "epochs": RECIPES[job.model].epochs}
-        plan[kind]["cpu_seconds"] = total
+        plan[job.kind] = {"slices": slices, "cpu_seconds_per_epoch": epoch, "epochs": RECIPES[job.model].epochs}
+        plan[job.kind]["cpu_seconds"] = total
     write_json(path, plan)
     return plan
 
@@ -61,7 +60,7 @@ def make_plan(experiment: Experiment, wanted: Sequence[Job], path: Path) -> dict
 def progress(experiment: Experiment, wanted: Sequence[Job], plan: dict[str, dict]) -> str:
     """What is done, what is left, and the CPU time that it needs by the plan."""
     left = [job for job in wanted if not experiment.report(job).is_file()]
-    seconds = sum(plan[f"{job.model} {job.variant}".strip()]["cpu_seconds"] for job in left)
-    kinds = ", ".join(sorted({f"{job.model} {job.variant}".strip() for job in left}))
+    seconds = sum(plan[job.kind]["cpu_seconds"] for job in left)
+    kinds = ", ".join(sorted({job.kind for job in left}))
     done = f"{len(wanted) - len(left)} of {len(wanted)} jobs are done"
     return f"{done}; left: {kinds}; about {seconds / 3600:.1f} CPU hours" if left else f"{done}."

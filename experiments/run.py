@@ -28,7 +28,7 @@ from lsbook.training import densest_point, train
 
 from .classical import METHODS, Classical, tune
 from .jobs import CLASSICAL, FOLDS, LEVEL_SET, RECIPES, STEPS, Job, Recipe
-from .lse_search import tune_lse
+from .lse_search import GRAY, RANGES, tune_lse
 from .scoring import score_scan
 from .variants import Follow, build, load
 
@@ -145,7 +145,8 @@ class Experiment:
         seed = densest_point(train_set)
         if job.model == "lse":
             start = self.found(job, train_set, seed[:2])
-            options = dict(load_checkpoint(start)[2]["options"])
+            about = load_checkpoint(start)[2]
+            options = about["options"] | about.get("gray", {})
         else:
             start, options = None, {"steps": STEPS, "seed": seed}
         options["steps"] = round(options["steps"] * job.change.get("steps", 1))
@@ -159,8 +160,10 @@ class Experiment:
         start = folder / "start.safetensors"
         if not start.is_file():
             with Clock(folder / "seconds.json"):
-                found = tune_lse(train_set, center, seed=job.seed)
-            about = {"model": "lse", "options": found.options, "preprocessing": asdict(preprocessing(job))}
+                found = tune_lse(train_set, center, seed=job.seed, ranges=GRAY if job.change.get("gray") else RANGES)
+            options = dict(found.options)
+            gray = {"likeness": options.pop("likeness")} if job.change.get("gray") else {}
+            about = {"model": "lse", "options": options, "gray": gray, "preprocessing": asdict(preprocessing(job))}
             save_checkpoint(start, found.network(), about | {"training_dice": found.dice, "tried": found.tried})
         return start
 

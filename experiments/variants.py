@@ -1,4 +1,4 @@
-"""Networks that only the experiment needs: kernels kept in a subspace, another team's U-Net, kernels followed."""
+"""Networks that only the experiment needs: a solver that asks gray values, kernels kept in a subspace or followed."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,35 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lsbook.files import atomic_path
-from lsbook.networks import build_model
+from lsbook.levelset import Speeds, gaussian_blur
+from lsbook.networks import LevelSetNetwork, build_model
 
+from .classical import DARKEST
 from .subspaces import subspaces
+
+
+class GrayLSE(LevelSetNetwork):
+    """The LSE with a balloon that asks the gray value: gamma (2 L - 1) in place of gamma g.
+
+    L = 1 / (1 + (likeness (I - m))^2) of the smoothed image; m is its median in the seed, :data:`DARKEST` at least. The
+    front grows where the image is like the seed and shrinks where it is not; edges act by curvature and transport as
+    before. The classical peers use the same likeness. |2 L - 1| <= 1, so the CFL bound holds as it stands.
+
+    Args:
+        likeness: 1 / likeness is the difference in I at which the front rests.
+        options: those of :class:`lsbook.networks.LevelSetNetwork`.
+    """
+
+    def __init__(self, likeness: float, **options):
+        super().__init__(False, False, **options)
+        self.likeness = likeness
+
+    def speeds(self, image: Tensor) -> Speeds:
+        smooth = gaussian_blur(image, self.sigma)
+        inside = self.start(image)[0, 0] > 0
+        middle = smooth[:, 0, inside].median(dim=1).values.clamp(min=DARKEST)
+        like = 1 / (1 + (self.likeness * (smooth - middle.view(-1, 1, 1, 1))) ** 2)
+        return super().speeds(image)._replace(push=self.coefficients()[2] * (2 * like - 1))
 
 
 class Within(nn.Module):
@@ -41,7 +67,7 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def build(name: str, within: str = "", **options) -> nn.Module:
-    """As :func:`lsbook.networks.build_model`, with two more choices.
+    """As :func:`lsbook.networks.build_model`, with more choices; an option ``likeness`` makes a :class:`GrayLSE`.
 
     Args:
         name: also ``monai-unet``: MONAI's U-Net as it comes (instance normalization, PReLU, strided and transposed
@@ -54,7 +80,7 @@ def build(name: str, within: str = "", **options) -> nn.Module:
         net = UNet(2, 1, 1, channels=(8, 16, 32, 64, 128), strides=(2, 2, 2, 2), num_res_units=2)
         model: nn.Module = nn.Sequential(net, nn.Sigmoid())
     else:
-        model = build_model(name, **options)
+        model = GrayLSE(**options) if "likeness" in options else build_model(name, **options)
     for conv in convolutions(model).values() if within else ():
         parametrize.register_parametrization(conv, "weight", Within(torch.from_numpy(subspaces()[within])))
     return model

@@ -190,9 +190,10 @@ def test_a_job_in_work_elsewhere_is_passed_over_until_that_process_dies(experime
 
 def test_the_plan_measures_each_network_once_and_progress_says_what_is_left(experiment, monkeypatch):
     wanted = [Job("unet", 0), Job("unet", 1), Job("threshold", 0)]
-    plan = make_plan(experiment, wanted, experiment.out.parent / "plan.json")
+    plan = make_plan(experiment, wanted, experiment.out.parent / "plan.json", {})
     assert set(plan) == {"unet", "threshold"} and plan["unet"]["cpu_seconds_per_epoch"] > 0
     assert json.loads((experiment.out.parent / "plan.json").read_text()) == plan
+    assert make_plan(experiment, wanted, experiment.out.parent / "plan.json", plan) == plan, "nothing is measured twice"
     text = progress(experiment, wanted, plan)
     assert "0 of 3 jobs are done" in text and "threshold, unet" in text and "CPU hours" in text
     experiment.run(wanted[0])

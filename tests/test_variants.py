@@ -1,4 +1,4 @@
-"""Networks of the experiment alone: kernels that stay in a subspace, MONAI's U-Net, kernels followed."""
+"""Networks of the experiment alone: a balloon that asks gray values, kernels kept in a subspace or followed."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,15 @@ from safetensors.torch import load_file
 
 from experiments import jobs as jobs_module
 from experiments import run as running
+from experiments.classical import contrast_to_seed
 from experiments.jobs import RECIPES, Job, Recipe
+from experiments.lse_search import GRAY, tune_lse
 from experiments.run import Experiment
 from experiments.subspaces import project, subspaces
-from experiments.variants import build, convolutions, load
+from experiments.variants import GrayLSE, build, convolutions, load
 from lsbook.ct import find_scans
 from lsbook.kernels import read_kernels
+from lsbook.networks import LevelSetNetwork
 from lsphantom.patients import write_cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,12 +24,55 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     """Trainings of two epochs on slices of 32 pixels."""
-    quick = {"unet": Recipe(2, rate=2e-3), "monai-unet": Recipe(2, rate=2e-3, precision="bf16-mixed")}
+    quick = {
+        "lse": RECIPES["lse"],
+        "unet": Recipe(2, rate=2e-3),
+        "monai-unet": Recipe(2, rate=2e-3, precision="bf16-mixed"),
+    }
     monkeypatch.setattr(jobs_module, "RECIPES", RECIPES | quick)
     monkeypatch.setattr(running, "RECIPES", RECIPES | quick)
     monkeypatch.setattr(running, "preprocessing", lambda job: running.Preprocessing(32))
     folder = write_cohort(tmp_path / "cohort", 9, shape=(32, 32, 6), spacing=(12.0, 12.0, 24.0))
     return Experiment(find_scans(folder), [], tmp_path / "out", known_spacing=False)
+
+
+@pytest.mark.parametrize("likeness", [0.0, 3.0])
+def test_the_gray_balloon_is_that_of_the_likeness_which_the_classical_peers_use(likeness):
+    options = {"sigma": 1.5, "seed": (0.4, 0.6, 0.2), "steps": 30}
+    gray, plain = GrayLSE(likeness, **options), LevelSetNetwork(False, False, **options)
+    image = torch.rand(2, 1, 31, 24, generator=torch.Generator().manual_seed(0)) * 2 - 0.8
+    seed = (plain.start(image)[0, 0] > 0).numpy()
+    assert seed.sum() % 2, "with an odd number of pixels all medians agree"
+    v, other = gray.speeds(image), plain.speeds(image)
+    assert all(torch.equal(a, b) for a, b in zip(v[:3], other[:3], strict=True)), "edges act as before"
+    for push, slice_ in zip(v.push[:, 0].detach().numpy(), image[:, 0].numpy(), strict=True):
+        like = 1 / (1 + (likeness * contrast_to_seed(slice_, seed, 1.5)) ** 2)
+        np.testing.assert_allclose(push, gray.coefficients()[2].item() * (2 * like - 1), atol=1e-5)
+    assert likeness == 0 or v.push.min() < 0 < v.push.max()
+
+
+def test_the_gray_balloon_stops_where_there_is_no_edge():
+    """A bright disc that fades out slowly: g is about 1 all over, so only the gray value tells where to stop."""
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+    image = (0.6 - 0.02 * torch.hypot(y - 24, x - 24))[None, None]
+    options = {"seed": (0.5, 0.5, 0.1), "steps": 200, "contrast": 0.3}
+    areas = [int((m(image) > 0.5).sum()) for m in (GrayLSE(5.0, **options), LevelSetNetwork(False, False, **options))]
+    assert areas[1] == image.numel()
+    radius = (areas[0] / np.pi) ** 0.5  # it rests where I - m = 1 / 5, ten pixels from where I = m, for straight fronts
+    assert 8 < radius < 14
+
+
+def test_a_job_of_the_gray_solver_is_tuned_trained_tested_and_read_again(experiment, monkeypatch):
+    def quick(*given, **options):
+        return tune_lse(*given, **options, steps=40, draws=10, refinements=2, slices=(6, 12))
+
+    monkeypatch.setattr(running, "tune_lse", quick)
+    job = Job("lse", 0, 0, "gray")
+    experiment.run(job)
+    model, info = load(experiment.out / job.name / "best.safetensors")
+    assert isinstance(model, GrayLSE) and info["options"]["likeness"] == model.likeness
+    assert GRAY["likeness"][0] <= model.likeness <= GRAY["likeness"][1]
+    assert experiment.report(job).is_file()
 
 
 @pytest.mark.parametrize("name", subspaces())
