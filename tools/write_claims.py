@@ -20,13 +20,16 @@ def liver_claims(result: dict) -> dict[str, dict[str, str]]:
         return {}
     p4, p5 = (result["verdicts"][name] for name in ("P4", "P5"))
     low, mean, high = (p4["interval_90"][key] for key in ("low", "mean", "high"))
-    scores = {model: result["summaries"][model]["patients"] for model in ("lse-g", "lsn")}
-    same, learned = equivalence(np.array([scores["lsn"][name] - score for name, score in scores["lse-g"].items()]))
+    lsn, *others = (result["summaries"][model]["patients"] for model in ("lsn", "lse-g", "lse gray"))
+    (same, learned), (so, gray) = (
+        equivalence(np.array([lsn[name] - score for name, score in other.items()])) for other in others
+    )
     because = (
         f"LSN minus LSE is {mean:+.3f} Dice over {p4['interval_90']['patients']} patients (90 % interval {low:+.3f} to "
         f"{high:+.3f}, margin ± {MARGIN}). LSN's edge indicator is learned, LSE's is a formula. With a learned one in "
         f"the solver as well the difference is {learned.mean:+.3f} ({learned.low:+.3f} to {learned.high:+.3f}); by "
-        f"the same rule, but not planned: {same}. See {CHAPTER}."
+        f"the same rule, but not planned: {same}. With a balloon of gray values in the solver it is {gray.mean:+.3f} "
+        f"({gray.low:+.3f} to {gray.high:+.3f}), also not planned: {so}. See {CHAPTER}."
     )
     tests = "; ".join(
         f"{name}: {test['difference']:+.3f} Dice, p = {test['p_holm']:.1g}" for name, test in p5["tests"].items()
