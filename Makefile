@@ -69,7 +69,7 @@ bench: $(INSTALLED) ## benchmarks, into results/; on a machine that does nothing
 	$(BIN)/python -m benchmarks $(if $(DATA),--data "$(DATA)",)
 	$(BIN)/python tools/measure_chapters.py
 
-deep: $(INSTALLED) ## long checks: kills, mutants, fuzz, twice, coverage, into results/; about an hour and a half
+deep: $(INSTALLED) ## long checks: kills, mutants, fuzz, twice, coverage, versions, into results/; about two hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m deep.kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m deep.mutation
 	OMP_NUM_THREADS=1 $(BIN)/python -m deep.fuzz

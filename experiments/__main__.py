@@ -1,19 +1,15 @@
 """``python -m experiments {list,run,merge}``: the experiment on liver CT, job by job."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 
-from lsbook.__main__ import usable
-from lsbook.ct import Preprocessing, find_scans
-
 from .jobs import Job, jobs
 from .merge import merge
 from .plan import make_plan, progress
-from .run import Experiment
+from .run import Experiment, read_json, scans_for
 
 SETS = "main,classical,seeds,ablations,fine,kernels,solver"
 
@@ -47,11 +43,11 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, wanted: list[Job], groups: list[list[str]]) -> None:
     """All jobs; one whose lower rung is in work elsewhere is passed over and tried again."""
     torch.set_num_threads(args.threads)
-    scans = [scan for scan in find_scans(args.data) if not args.skip_bad or usable(scan, Preprocessing())]
-    experiment = Experiment(scans, groups, args.out, not args.pixels, args.devices)
+    experiment = Experiment(scans_for(args.data, args.skip_bad), groups, args.out, not args.pixels, args.devices)
     args.out.mkdir(parents=True, exist_ok=True)
+    experiment.check_folds()
     path = args.out / "plan.json"
-    plan = json.loads(path.read_text()) if path.is_file() else {}
+    plan = read_json(path) if path.is_file() else {}
     if not {job.kind for job in wanted} <= plan.keys():
         plan = make_plan(experiment, wanted if plan else jobs(SETS.split(",")), path, plan)
 

@@ -12,7 +12,6 @@ working size, of every third slice of the liver's range, mean of the scans.
 and not done again.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -25,7 +24,7 @@ from lsbook.ct import SliceDataset
 from lsbook.training import scan_dice
 
 from .jobs import FOLDS, Job
-from .run import Experiment, finished_runs, preprocessing, write_json
+from .run import Experiment, finished_runs, preprocessing, read_json, write_json
 from .subspaces import MEAN, energy, orthonormal, project, random_basis, remove_as_much, subspaces
 from .variants import convolutions, load
 
@@ -100,7 +99,7 @@ def one_network(experiment: Experiment, job: Job) -> dict:
     def dice() -> float:
         return float(np.mean(list(scan_dice(model, test).values())))
 
-    found = json.loads(path.read_text()) if path.is_file() else {"dice": dice(), "rows": []}
+    found = read_json(path) if path.is_file() else {"dice": dice(), "rows": []}
     for row in causal_rows(model, dice, DRAWS, [(row["target"], row["space"]) for row in found["rows"]]):
         found["rows"].append(row | {"commit": git_commit()})
         write_json(path, found)

@@ -17,7 +17,6 @@ chance; refuted if layers do not differ; else undecided.
 ``python -m experiments.evidence RUNS --data DIR --out results/kernels.json``
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from lsbook.networks import LevelSetNetwork
 from lsbook.spectra import spectrum, stability
 
 from .jobs import FOLDS, Job
-from .run import Experiment, finished_runs, preprocessing, write_json
+from .run import Experiment, finished_runs, preprocessing, read_json, write_json
 from .subspaces import energy, subspaces
 from .variants import build, load
 
@@ -167,7 +166,7 @@ def one_job(experiment: Experiment, job: Job) -> dict:
             middle = images_of(experiment, job, test=True)[SLICES // 2][None]
             found["stability"] = stability_of(model, middle)
         write_json(path, found)
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from lsbook.files import atomic_path
 
 from .jobs import FOLDS, LADDER, Job
+from .run import read_json
 from .scoring import DISTANCES
 from .statistics import MARGIN, Summary, by_patient, equivalence, paired_differences, summary, wilcoxon_holm
 
@@ -35,10 +36,31 @@ def read_reports(folders: Sequence[Path]) -> dict[str, tuple[Path, dict]]:
         name = path.parent.name
         if name in found:
             raise ValueError(f"{path}: the job was also finished in {found[name][0].parent}; remove one of them")
-        found[name] = path.parent, json.loads(path.read_text())
+        found[name] = path.parent, read_json(path)
     if not found:
         raise FileNotFoundError(f"{', '.join(map(str, folders))}: no finished job; run `python -m experiments run`")
     return found
+
+
+def check_alike(reports: dict[str, tuple[Path, dict]], groups: Sequence[Sequence[str]]) -> None:
+    """Raise ValueError if jobs cannot be compared: other folds or units, or scans of a patient in different parts."""
+    splits: dict[int, dict] = {}
+    first = next(iter(next(iter(reports.values()))[1]["scans"].values()))["unit"]
+    for folder, report in reports.values():
+        path, split = folder / "report.json", report["split"]
+        if splits.setdefault(report["job"]["fold"], split) != split:
+            raise ValueError(
+                f"{path}: other folds than another job has; run all with the same scans and --same-patient"
+            )
+        if any(scan["unit"] != first for scan in report["scans"].values()):
+            raise ValueError(
+                f"{path}: distances in another unit than another job has; run all with or without --pixels"
+            )
+        for group in map(set, groups):
+            if sum(bool(group & set(part)) for part in split.values()) > 1:
+                raise ValueError(
+                    f"{path}: scans {', '.join(sorted(group))} are in different parts; merge needs the run's groups"
+                )
 
 
 def row_of(report: dict) -> dict:
@@ -83,6 +105,7 @@ def verdicts(rows: dict[str, dict], groups: Sequence[Sequence[str]]) -> dict[str
 def merge(folders: Sequence[Path], out: Path, groups: Sequence[Sequence[str]]) -> None:
     """Write ``liver.json``, ``liver-slices.csv`` and the ladder's weights (seed 0, no variant) to ``out``."""
     reports = read_reports(folders)
+    check_alike(reports, groups)
     rows = {name: row_of(report) for name, (_, report) in reports.items()}
     kinds = list(dict.fromkeys((row["job"]["model"], row["job"]["variant"]) for row in rows.values()))
     summaries: dict[str, dict[str, Summary]] = {}
@@ -92,7 +115,7 @@ def merge(folders: Sequence[Path], out: Path, groups: Sequence[Sequence[str]]) -
             key = " ".join(filter(None, (model, variant)))
             summaries[key] = {m: summary(list(v.values()))._asdict() for m, v in values.items()}
             summaries[key]["patients"] = values[PRIMARY]
-    plans = [json.loads(path.read_text()) for folder in folders for path in folder.glob("plan.json")]
+    plans = [read_json(path) for folder in folders for path in folder.glob("plan.json")]
     result = {"folds": FOLDS, "same_patient": groups, "primary": PRIMARY, "plan": plans[0] if plans else None}
     result |= {"verdicts": verdicts(rows, groups), "summaries": summaries, "jobs": rows}
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +127,8 @@ def merge(folders: Sequence[Path], out: Path, groups: Sequence[Sequence[str]]) -
     for folder, report in reports.values():
         job = report["job"]
         if job["model"] in LADDER and not job["seed"] and not job["variant"]:
-            shutil.copy(folder / "best.safetensors", out / "weights" / f"{job['model']}-fold{job['fold']}.safetensors")
+            with atomic_path(out / "weights" / f"{job['model']}-fold{job['fold']}.safetensors") as partial:
+                shutil.copy(folder / "best.safetensors", partial)
     print(f"{out / 'liver.json'}: {len(rows)} jobs, {', '.join(summaries) or 'no model'} complete over {FOLDS} folds")
 
 

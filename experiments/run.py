@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from scipy.ndimage import distance_transform_edt
 
-from lsbook.__main__ import git_commit, versions
+from lsbook.__main__ import git_commit, usable, versions
 from lsbook.checkpoints import load_checkpoint, save_checkpoint
 from lsbook.ct import Preprocessing, Scan, SliceDataset, Split, find_scans, split
 from lsbook.files import atomic_path
@@ -68,6 +68,16 @@ class Experiment:
         """Raise FileNotFoundError if the job is not finished: its network may still be in training."""
         if not self.report(job).is_file():
             raise FileNotFoundError(f"{self.report(job)}: the job is not finished: `python -m experiments run` it")
+
+    def check_folds(self) -> None:
+        """Raise ValueError if a job in the folder was finished with other folds: test scans would be training scans."""
+        for path in sorted(self.out.glob("*/report.json")):
+            report = read_json(path)
+            if report["split"] != split(list(self.scans), report["job"]["fold"], FOLDS, self.same_patient)._asdict():
+                raise ValueError(
+                    f"{path}: finished with other folds than --data, --same-patient and --skip-bad give now; "
+                    "give them as in that run, or another folder"
+                )
 
     def datasets(self, job: Job) -> tuple[SliceDataset, SliceDataset]:
         """Slices for training and validation."""
@@ -174,7 +184,7 @@ class Experiment:
             kept = folder / f"score-{name}.json"
             if not kept.is_file():
                 write_json(kept, score_scan(model, preprocessing(job), self.scans[name], self.known_spacing))
-            scores[name] = json.loads(kept.read_text())
+            scores[name] = read_json(kept)
         found["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         write_json(
             self.report(job), {"job": asdict(job), "split": self.parts(job)._asdict()} | found | {"scans": scores}
@@ -245,11 +255,34 @@ def finished_runs(command: str, about: str) -> tuple[Experiment, Path]:
     parser.add_argument("runs", type=Path, help="--out of `python -m experiments run`")
     parser.add_argument("--data", type=Path, required=True, help="as in the run")
     parser.add_argument("--same-patient", action="append", default=[], metavar="N,M,...", help="as in the run")
+    parser.add_argument("--skip-bad", action="store_true", help="as in the run")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     args = parser.parse_args()
     torch.set_num_threads(1)
     groups = [[name.strip() for name in group.split(",")] for group in args.same_patient]
-    return Experiment(find_scans(args.data), groups, args.runs), args.out
+    try:
+        experiment = Experiment(scans_for(args.data, args.skip_bad), groups, args.runs)
+        experiment.check_folds()
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"experiments: {error}\n")
+    return experiment, args.out
+
+
+def scans_for(folder: Path, skip_bad: bool) -> list[Scan]:
+    """The scans of a folder, without those that cannot be used if these are to be skipped."""
+    return [scan for scan in find_scans(folder) if not skip_bad or usable(scan, Preprocessing())]
+
+
+def read_json(path: Path) -> dict:
+    """What a file holds.
+
+    Raises:
+        ValueError: if it is damaged; the message names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -270,6 +270,55 @@ def test_merge_refuses_a_job_that_is_there_twice_and_an_empty_folder(tmp_path):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "results", [])
 
 
+def change_report(path, change):
+    report = json.loads(path.read_text())
+    change(report)
+    path.write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize(
+    ("fault", "change"),
+    [
+        ("other folds than another job", lambda report: report.update(split={"train": ["2"]})),
+        ("in another unit", lambda report: next(iter(report["scans"].values())).update(unit="mm")),
+    ],
+)
+def test_merge_refuses_jobs_that_cannot_be_compared(tmp_path, fault, change):
+    write_reports(tmp_path, {"lse": 0.7, "unet": 0.9})
+    change_report(tmp_path / "unet-fold2-seed0" / "report.json", change)
+    with pytest.raises(ValueError, match=f"unet-fold2-seed0.report.json: .*{fault}"):
+        merge([tmp_path], tmp_path / "results", [])
+    assert not (tmp_path / "results").exists()
+
+
+def test_merge_refuses_groups_that_the_runs_tore_apart(tmp_path):
+    write_reports(tmp_path, {"lse": 0.7})
+    for path in tmp_path.glob("*/report.json"):
+        change_report(path, lambda report: report.update(split={"train": ["0", "1"], "test": ["2"]}))
+    merge([tmp_path], tmp_path / "results", [["0", "1"]])
+    with pytest.raises(ValueError, match="scans 1, 2 are in different parts"):
+        merge([tmp_path], tmp_path / "results", [["1", "2"]])
+
+
+def test_a_damaged_report_is_named(tmp_path):
+    write_reports(tmp_path, {"lse": 0.7})
+    (tmp_path / "lse-fold1-seed0" / "report.json").write_text('{"job": ')
+    with pytest.raises(ValueError, match="lse-fold1-seed0.report.json: cannot be read .*; remove it"):
+        merge([tmp_path], tmp_path / "results", [])
+
+
+def test_jobs_of_other_folds_are_refused_before_anything_is_run(experiment, scans, tmp_path):
+    """Another scan, or another group, and test scans of one job would be training scans of the other."""
+    job = Job("threshold", 0)
+    path = experiment.report(job)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(report(job, {}, split=experiment.parts(job)._asdict())))
+    experiment.check_folds()
+    for others, groups in ((scans[:-1], GROUPS), (scans, [[scans[0].name, scans[-1].name]])):
+        with pytest.raises(ValueError, match="threshold-fold0-seed0.report.json: finished with other folds"):
+            Experiment(others, groups, experiment.out).check_folds()
+
+
 def test_an_unfinished_model_gets_no_summary(tmp_path):
     write_reports(tmp_path / "a", {"lse": 0.7, "unet": 0.9})
     (tmp_path / "a" / "unet-fold3-seed0" / "report.json").unlink()

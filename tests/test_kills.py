@@ -29,6 +29,7 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path):
     assert report["summary"]["damaged"] == report["summary"]["differences"] == 0
     at_once = report["train"]["two_in_one_folder"][0]
     assert sorted(at_once["statuses"]) == [0, 2] and at_once["refused"] == 1
+    assert report["summary"]["wrong_pairs"] == 0
 
 
 @pytest.fixture
