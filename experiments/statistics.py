@@ -1,8 +1,8 @@
-"""How results are judged: means with intervals, an equivalence verdict, paired tests. All was fixed before any run.
+"""How results are judged: means with intervals, an equivalence verdict, paired tests.
 
-The unit is the patient: scans of one person are averaged first, since they are no independent witnesses. An interval
-speaks about further patients, given the networks as they were trained. It does not hold how results vary with the seed
-of a training, nor that patients of one fold share a network.
+All was fixed before any run of folds 2 to 4. The unit is the patient: scans of one person are averaged first, since
+they are no independent witnesses. An interval speaks about further patients, given the networks as they were trained.
+It does not hold how results vary with the seed of a training, nor that patients of one fold share a network.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
