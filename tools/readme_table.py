@@ -7,27 +7,36 @@ import json
 import re
 from pathlib import Path
 
-from experiments.jobs import LADDER, Job
+from experiments.jobs import CLASSICAL, LADDER, Job
 from lsbook.figures import NAMES
 from lsbook.files import atomic_path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+OTHERS = ("threshold", "Chan–Vese", "morphological geodesic contour", "ITK's geodesic contour")
+MORE = {"lse gray": "LSE with a balloon of gray values"} | dict(zip(CLASSICAL, OTHERS, strict=True))
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
 
 def readme_table(result: dict) -> str:
-    """Mean Dice over patients with its interval, worst and best patient: a row for each model that is complete."""
+    """Mean Dice over patients with its interval, worst and best patient: a row for each model that is complete.
+
+    Of the classical tools only the best is shown.
+    """
+    summaries, primary = result["summaries"], result["primary"]
+    tools = [model for model in CLASSICAL if model in summaries]
+    best = max(tools, key=lambda model: summaries[model][primary]["mean"], default="")
     rows = ["| model | trained numbers | mean Dice (95 % interval) | worst patient | best patient |"]
     rows.append("| --- | --- | --- | --- | --- |")
-    for model in LADDER:
-        if model not in result["summaries"]:
+    for model in (LADDER[0], "lse gray", *LADDER[1:], best):
+        if model not in summaries:
             continue
-        summary = result["summaries"][model]
-        dice, patients = summary[result["primary"]], summary["patients"].values()
-        numbers = result["jobs"][Job(model, 0).name]["parameters"]
+        dice, patients = summaries[model][primary], summaries[model]["patients"].values()
+        name, _, variant = model.partition(" ")
+        numbers = result["jobs"][Job(name, 0, 0, variant).name]["parameters"]
+        numbers = "a few, tuned" if model == best else numbers
         interval = f"{dice['mean']:.3f} ({dice['low']:.3f} to {dice['high']:.3f})"
-        rows.append(f"| {NAMES[model]} | {numbers} | {interval} | {min(patients):.3f} | {max(patients):.3f} |")
+        rows.append(f"| {(NAMES | MORE)[model]} | {numbers} | {interval} | {min(patients):.3f} | {max(patients):.3f} |")
     return "\n".join(rows) + "\n"
 
 
