@@ -15,7 +15,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from lsbook.__main__ import versions
+from lsbook.__main__ import git_commit, versions
 from lsbook.files import atomic_path
 
 ROOT = Path(__file__).parents[1]
@@ -89,9 +89,10 @@ def main(names: list[str]) -> int:
     notebooks = {path.stem: path for path in sorted((ROOT / "book").glob("*.ipynb"))}
     chapters = json.loads(RESULTS.read_text())["chapters"] if RESULTS.is_file() else {}
     for name in names or notebooks:
-        chapters[name] = compare(notebooks[name])
+        chapters[name] = compare(notebooks[name]) | {"commit": git_commit()}
         print(name, json.dumps(chapters[name]), flush=True)
-    report = {"date": date.today().isoformat(), **versions(), "chapters": {n: chapters[n] for n in sorted(chapters)}}
+    about = {key: value for key, value in versions().items() if key != "commit"}  # that is each chapter's own
+    report = {"date": date.today().isoformat(), **about, "chapters": {n: chapters[n] for n in sorted(chapters)}}
     with atomic_path(RESULTS) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
     return int(any(chapters[name]["texts_that_differ"] for name in names or notebooks))
