@@ -14,7 +14,7 @@ LADDER = ("lse", "lse-g", "lsn", "unet", "unet-textbook")
 LEVEL_SET = ("lse", "lse-g", "lsn")
 CLASSICAL = ("threshold", "chan-vese", "morphological-gac", "itk-gac")
 BELOW = {"lsn": "lse-g"}  # starts from the trained weights of the rung below, with its steps and seed
-STEPS = 120  # of the LSE-G; the LSE finds its own number (experiments.lse_search), up to 400
+STEPS = 120  # of the LSE-G; the LSE finds its own number (experiments.lse_search)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ VARIANTS: dict[str, dict] = {
     "": {},
     "twice-the-steps": {"steps": 2},  # as a factor
     "many-discs": {"discs": 12},  # the seed covers the mean liver of the training scans
-    "gray": {"gray": True},  # the balloon asks the gray value (experiments.variants.GrayLSE)
+    "wide": {"search": "wide"},  # wider ranges of the settings (experiments.lse_search)
+    "gray": {"search": "gray"},  # also: the balloon asks the gray value (experiments.variants.GrayLSE)
     "plain": {"augmentation": "none"},
     "no-batch-norm": {"batch_norm": False},
     "256": {"size": 256},
@@ -85,9 +86,9 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
     """The jobs of some sets, each after the one that it starts from.
 
     main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
-    change at a time on fold 0. solver: the LSE with a balloon that asks gray values, on all folds. fine: the best
-    network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with kernels kept in a subspace, or followed
-    through its training, and MONAI's U-Net, on all folds.
+    change at a time on fold 0. solver: the LSE with settings from wider ranges, and with a balloon that asks gray
+    values, on all folds. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with
+    kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
 
     Raises:
         ValueError: for an unknown set.
@@ -99,7 +100,7 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         "ablations": [Job(model, 0, 0, v) for v in ("twice-the-steps", "many-discs") for model in ("lse", "lse-g")]
         + [Job("unet-textbook", 0, 0, v) for v in ("plain", "no-batch-norm")]
         + [Job("lse-g", 0, 0, "plain")],
-        "solver": [Job("lse", fold, 0, "gray") for fold in range(folds)],
+        "solver": [Job("lse", fold, 0, v) for v in ("wide", "gray") for fold in range(folds)],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
         "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]
         + [Job("monai-unet", fold) for fold in range(folds)],

@@ -20,7 +20,9 @@ from .variants import build
 # Ranges searched, on a logarithmic scale. Contrast is per pixel, sigma in pixels, the radius a fraction of the side;
 # alpha and beta are relative to gamma: a common factor of the three is a matter of the number of steps.
 RANGES = {"contrast": (0.01, 0.3), "sigma": (0.5, 4), "radius": (0.02, 0.2), "alpha": (0.01, 3), "beta": (0.1, 20)}
-GRAY = RANGES | {"likeness": (0.5, 20)}  # of a balloon that asks gray values (experiments.variants.GrayLSE)
+WIDE = RANGES | {"sigma": (0.1, 4), "radius": (0.008, 0.2), "alpha": (0.001, 3)}  # for what had ended at a border
+GRAY = WIDE | {"likeness": (0.5, 20)}  # of a balloon that asks gray values (experiments.variants.GrayLSE)
+SEARCHES = {"usual": (RANGES, 400), "wide": (WIDE, 600), "gray": (GRAY, 600)}  # ranges, and the most steps
 STOPS = 20  # steps between two looks at the contour
 
 
@@ -40,7 +42,7 @@ class Found(NamedTuple):
 
 
 def candidate(point: np.ndarray, center: Sequence[float], steps: int) -> Found:
-    """The LSE at a point of the search: logarithms of the values of :data:`RANGES` or :data:`GRAY`.
+    """The LSE at a point of the search: logarithms of the values within its ranges.
 
     The coefficients are the largest in the given ratio that are stable on every image, so that fewest steps are needed.
     """
@@ -80,7 +82,7 @@ def tune_lse(
         draws: points drawn, each on every k-th slice, ``slices[0]`` in all; a tenth goes on to the ``slices[1]``.
         refinements: normal steps tried from the best; their width grows on success and shrinks on failure.
         seed: of the draws and steps.
-        ranges: :data:`RANGES`, or :data:`GRAY` for a :class:`experiments.variants.GrayLSE`.
+        ranges: of :data:`SEARCHES`; with a likeness for a :class:`experiments.variants.GrayLSE`.
     """
     rng = np.random.default_rng(seed)
     low, high = np.log(list(ranges.values())).T

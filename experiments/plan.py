@@ -11,6 +11,7 @@ from lsbook.augmentation import AUGMENTATIONS
 from lsbook.training import make_optimizer, segmentation_loss
 
 from .jobs import CLASSICAL, LEVEL_SET, RECIPES, STEPS, Job
+from .lse_search import SEARCHES
 from .run import Experiment, preprocessing, recipe_of, write_json
 from .variants import build
 
@@ -22,7 +23,8 @@ def seconds_per_slice(job: Job) -> float:
     """CPU seconds of a training step, forward and backward, per slice: the least of REPEATS after a first one."""
     recipe, size = recipe_of(job), preprocessing(job).size
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
-    most = 400 if job.model == "lse" else STEPS  # the LSE finds its own number, up to that
+    search = SEARCHES[job.change.get("search", "usual")]
+    most = search[1] if job.model == "lse" else STEPS  # the LSE finds its own number, up to that
     options = {"steps": most * job.change.get("steps", 1)} if job.model in LEVEL_SET else {}
     bare = build(job.model, **options)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, recipe.rate))

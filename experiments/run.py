@@ -28,7 +28,7 @@ from lsbook.training import densest_point, train
 
 from .classical import METHODS, Classical, tune
 from .jobs import CLASSICAL, FOLDS, LEVEL_SET, RECIPES, STEPS, Job, Recipe
-from .lse_search import GRAY, RANGES, tune_lse
+from .lse_search import SEARCHES, tune_lse
 from .scoring import score_scan
 from .variants import Follow, build, load
 
@@ -170,9 +170,10 @@ class Experiment:
         start = folder / "start.safetensors"
         if not start.is_file():
             with Clock(folder / "seconds.json"):
-                found = tune_lse(train_set, center, seed=job.seed, ranges=GRAY if job.change.get("gray") else RANGES)
+                ranges, steps = SEARCHES[job.change.get("search", "usual")]
+                found = tune_lse(train_set, center, steps, seed=job.seed, ranges=ranges)
             options = dict(found.options)
-            gray = {"likeness": options.pop("likeness")} if job.change.get("gray") else {}
+            gray = {key: options.pop(key) for key in ("likeness",) if key in options}
             about = {"model": "lse", "options": options, "gray": gray, "preprocessing": asdict(preprocessing(job))}
             save_checkpoint(start, found.network(), about | {"training_dice": found.dice, "tried": found.tried})
         return start

@@ -9,7 +9,7 @@ from experiments import jobs as jobs_module
 from experiments import run as running
 from experiments.classical import contrast_to_seed
 from experiments.jobs import RECIPES, Job, Recipe
-from experiments.lse_search import GRAY, tune_lse
+from experiments.lse_search import SEARCHES, tune_lse
 from experiments.run import Experiment
 from experiments.subspaces import project, subspaces
 from experiments.variants import GrayLSE, build, convolutions, load
@@ -62,16 +62,23 @@ def test_the_gray_balloon_stops_where_there_is_no_edge():
     assert 8 < radius < 14
 
 
-def test_a_job_of_the_gray_solver_is_tuned_trained_tested_and_read_again(experiment, monkeypatch):
-    def quick(*given, **options):
-        return tune_lse(*given, **options, steps=40, draws=10, refinements=2, slices=(6, 12))
+@pytest.mark.parametrize("variant", ["wide", "gray"])
+def test_a_job_of_a_solver_is_tuned_in_its_ranges_trained_tested_and_read_again(experiment, monkeypatch, variant):
+    ranges, most = SEARCHES[variant]
+
+    def quick(dataset, center, steps, **options):
+        assert (options["ranges"], steps) == (ranges, most)
+        return tune_lse(dataset, center, **options, steps=40, draws=10, refinements=2, slices=(6, 12))
 
     monkeypatch.setattr(running, "tune_lse", quick)
-    job = Job("lse", 0, 0, "gray")
+    job = Job("lse", 0, 0, variant)
     experiment.run(job)
     model, info = load(experiment.out / job.name / "best.safetensors")
-    assert isinstance(model, GrayLSE) and info["options"]["likeness"] == model.likeness
-    assert GRAY["likeness"][0] <= model.likeness <= GRAY["likeness"][1]
+    assert isinstance(model, GrayLSE) == (variant == "gray")
+    for name in ranges.keys() & info["options"].keys():
+        assert ranges[name][0] <= info["options"][name] <= ranges[name][1]
+    if variant == "gray":
+        assert info["options"]["likeness"] == model.likeness
     assert experiment.report(job).is_file()
 
 
