@@ -14,7 +14,8 @@ from lsbook.files import atomic_path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OTHERS = ("threshold", "Chan–Vese", "morphological geodesic contour", "ITK's geodesic contour")
-MORE = {"lse gray": "LSE with a balloon of gray values"} | dict(zip(CLASSICAL, OTHERS, strict=True))
+MORE = {"lse gray": "LSE with a balloon of gray values", "unet-textbook 256": "the same at 256 × 256 pixels"}
+MORE |= zip(CLASSICAL, OTHERS, strict=True)
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
 
@@ -28,7 +29,7 @@ def readme_table(result: dict) -> str:
     best = max(tools, key=lambda model: summaries[model][primary]["mean"], default="")
     rows = ["| model | trained numbers | mean Dice (95 % interval) | worst patient | best patient |"]
     rows.append("| --- | --- | --- | --- | --- |")
-    for model in (LADDER[0], "lse gray", *LADDER[1:], best):
+    for model in (LADDER[0], "lse gray", *LADDER[1:], "unet-textbook 256", best):
         if model not in summaries:
             continue
         dice, patients = summaries[model][primary], summaries[model]["patients"].values()
