@@ -173,7 +173,7 @@ class Experiment:
                 ranges, steps = SEARCHES[job.change.get("search", "usual")]
                 found = tune_lse(train_set, center, steps, seed=job.seed, ranges=ranges)
             options = dict(found.options)
-            gray = {key: options.pop(key) for key in ("likeness",) if key in options}
+            gray = {"likeness": options.pop("likeness")} if "likeness" in options else {}
             about = {"model": "lse", "options": options, "gray": gray, "preprocessing": asdict(preprocessing(job))}
             save_checkpoint(start, found.network(), about | {"training_dice": found.dice, "tried": found.tried})
         return start

@@ -14,7 +14,7 @@ from lsbook.files import atomic_path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OTHERS = ("threshold", "Chan–Vese", "morphological geodesic contour", "ITK's geodesic contour")
-MORE = {"lse gray": "LSE with a balloon of gray values", "unet-textbook 256": "the same at 256 × 256 pixels"}
+MORE = {"lse gray": "LSE, gray balloon (added later)", "unet-textbook 256": "the same at 256 × 256 pixels"}
 MORE |= zip(CLASSICAL, OTHERS, strict=True)
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
