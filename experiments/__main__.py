@@ -11,7 +11,7 @@ from .merge import merge
 from .plan import make_plan, progress
 from .run import Experiment, read_json, scans_for
 
-SETS = "main,classical,seeds,ablations,fine,kernels,solver"
+SETS = "main,classical,seeds,ablations,fine,kernels,solver,tuning"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "--pixels", action="store_true", help="the scans' spacing is not known: distances in pixels, by slice"
     )
     c.add_argument("--skip-bad", action="store_true", help="leave out scans that cannot be used, and name them")
-    c.add_argument("--devices", type=int, default=1, help="processes or GPUs of one job (default 1)")
+    c.add_argument("--devices", type=int, default=1, help="processes or GPUs of one job on each node (default 1)")
+    c.add_argument("--nodes", type=int, default=1, help="nodes that a launcher such as torchrun started for one job")
     c.add_argument("--threads", type=int, default=1, help="threads of one process (default 1)")
 
     c = commands.add_parser("merge", help="gather finished jobs, also from several folders, into results")
@@ -43,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, wanted: list[Job], groups: list[list[str]]) -> None:
     """All jobs; one whose lower rung is in work elsewhere is passed over and tried again."""
     torch.set_num_threads(args.threads)
-    experiment = Experiment(scans_for(args.data, args.skip_bad), groups, args.out, not args.pixels, args.devices)
+    scans, shared = scans_for(args.data, args.skip_bad), {"devices": args.devices, "nodes": args.nodes}
+    experiment = Experiment(scans, groups, args.out, not args.pixels, **shared)
     args.out.mkdir(parents=True, exist_ok=True)
     experiment.check_folds()
     path = args.out / "plan.json"
@@ -76,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
             merge(args.folders, args.out, groups)
         else:
             chosen = wanted if args.job is None else [wanted[number] for number in args.job]
-            if args.devices > 1 and len(chosen) > 1:
-                raise ValueError("with several devices run one job a time: name it by --job")
+            if args.devices * args.nodes > 1 and len(chosen) > 1:
+                raise ValueError("with several processes run one job a time: name it by --job")
             run(args, chosen, groups)
     except IndexError:
         print(f"experiments: no job has that number; there are {len(wanted)}, from 0", file=sys.stderr)

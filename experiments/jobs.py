@@ -1,6 +1,6 @@
 """What is run: one job for each model, fold and seed, with its recipe, fixed before folds 2 to 4 were tested.
 
-Only the sets ``kernels`` and ``solver`` came later: what they find is exploratory.
+Only the sets ``kernels``, ``solver`` and ``tuning`` came later: what they find is exploratory.
 
 The recipe was found on folds 0 and 1, and their test scans were seen in the course of it. How many epochs a model gets
 follows from the time plan (``plan.json``), not from its result. All models share folds, slices, loss, batch and the
@@ -15,6 +15,7 @@ LEVEL_SET = ("lse", "lse-g", "lsn")
 CLASSICAL = ("threshold", "chan-vese", "morphological-gac", "itk-gac")
 BELOW = {"lsn": "lse-g"}  # starts from the trained weights of the rung below, with its steps and seed
 STEPS = 120  # of the LSE-G; the LSE finds its own number (experiments.lse_search)
+RADIUS = 0.06  # of the LSE-G's seed disc, as a fraction of the side; the LSE finds its own
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ RECIPES = {
 # Changes of one thing each: options of the model, or of its recipe
 VARIANTS: dict[str, dict] = {
     "": {},
-    "twice-the-steps": {"steps": 2},  # as a factor
+    "half-the-steps": {"steps": 0.5},  # as a factor
+    "twice-the-steps": {"steps": 2},
+    "half-the-radius": {"radius": 0.03},  # of the seed disc
+    "twice-the-radius": {"radius": 0.12},
     "many-discs": {"discs": 12},  # the seed covers the mean liver of the training scans
+    "many-discs-searched": {"discs": 12, "search_discs": True},  # the other settings are searched with that seed
     "wide": {"search": "wide"},  # wider ranges of the settings (experiments.lse_search)
     "gray": {"search": "gray"},  # also: the balloon asks the gray value (experiments.variants.GrayLSE)
+    "gray-first": {"search": "gray-first"},  # the same in the ranges that were searched first
+    "longer": {"epochs": 6},  # of the LSN
     "plain": {"augmentation": "none"},
     "no-batch-norm": {"batch_norm": False},
     "256": {"size": 256},
@@ -79,7 +86,7 @@ class Job:
     def below(self) -> "Job | None":
         """The job whose weights this one starts from."""
         below = BELOW.get(self.model)
-        return Job(below, self.fold, self.seed, self.variant) if below else None
+        return Job(below, self.fold, self.seed) if below else None
 
 
 def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
@@ -87,8 +94,9 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
 
     main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
     change at a time on fold 0. solver: the LSE with settings from wider ranges, and with a balloon that asks gray
-    values, on all folds. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net with
-    kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
+    values, on all folds. tuning: other steps, seeds and epochs of single folds, to be judged by validation, and the
+    classical peers in wider ranges. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net
+    with kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
 
     Raises:
         ValueError: for an unknown set.
@@ -100,7 +108,10 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         "ablations": [Job(model, 0, 0, v) for v in ("twice-the-steps", "many-discs") for model in ("lse", "lse-g")]
         + [Job("unet-textbook", 0, 0, v) for v in ("plain", "no-batch-norm")]
         + [Job("lse-g", 0, 0, "plain")],
-        "solver": [Job("lse", fold, 0, v) for v in ("wide", "gray") for fold in range(folds)],
+        "solver": [Job("lse", fold, 0, v) for v in ("wide", "gray", "gray-first") for fold in range(folds)],
+        "tuning": [Job("lse-g", 0, 0, v) for v in ("half-the-steps", "half-the-radius", "twice-the-radius")]
+        + [Job("lse", 0, 0, "many-discs-searched"), Job("lsn", 1, 0, "longer")]
+        + [Job(model, fold, 0, "wide") for model in CLASSICAL for fold in range(folds)],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
         "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]
         + [Job("monai-unet", fold) for fold in range(folds)],

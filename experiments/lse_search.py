@@ -22,7 +22,8 @@ from .variants import build
 RANGES = {"contrast": (0.01, 0.3), "sigma": (0.5, 4), "radius": (0.02, 0.2), "alpha": (0.01, 3), "beta": (0.1, 20)}
 WIDE = RANGES | {"sigma": (0.1, 4), "radius": (0.008, 0.2), "alpha": (0.001, 3)}  # for what had ended at a border
 GRAY = WIDE | {"likeness": (0.5, 20)}  # of a balloon that asks gray values (experiments.variants.GrayLSE)
-SEARCHES = {"usual": (RANGES, 400), "wide": (WIDE, 600), "gray": (GRAY, 600)}  # ranges, and the most steps
+GRAY_FIRST = RANGES | {"likeness": (0.5, 20)}  # some settings ended at a border of these
+SEARCHES = {"usual": (RANGES, 400), "wide": (WIDE, 600), "gray": (GRAY, 600), "gray-first": (GRAY_FIRST, 400)}
 STOPS = 20  # steps between two looks at the contour
 
 
@@ -41,8 +42,10 @@ class Found(NamedTuple):
         return model
 
 
-def candidate(point: np.ndarray, center: Sequence[float], steps: int) -> Found:
+def candidate(point: np.ndarray, center: Sequence, steps: int) -> Found:
     """The LSE at a point of the search: logarithms of the values within its ranges.
+
+    ``center`` is (y, x) of the seed disc, or a list of discs (y, x, radius), which then are the seed as they stand.
 
     The coefficients are the largest in the given ratio that are stable on every image, so that fewest steps are needed.
     """
@@ -50,7 +53,8 @@ def candidate(point: np.ndarray, center: Sequence[float], steps: int) -> Found:
     c = torch.tensor([alpha, beta, 1.0])
     c = c * SAFETY / worst_cfl(DT, *c)
     raw = [float(c[0].expm1().log()), float(c[1]), float(c[2])]  # alpha = softplus(raw)
-    options = {"steps": steps, "contrast": contrast, "sigma": sigma, "seed": (*center, radius)}
+    seed = (*center, radius) if np.ndim(center) == 1 else center
+    options = {"steps": steps, "contrast": contrast, "sigma": sigma, "seed": seed}
     return Found(options | ({"likeness": likeness[0]} if likeness else {}), raw, 0.0, 0)
 
 
@@ -65,7 +69,7 @@ def best_stop(found: Found, slices: Sample) -> Found:
 
 def tune_lse(
     dataset: SliceDataset,
-    center: Sequence[float],
+    center: Sequence,
     steps: int = 400,
     draws: int = 160,
     refinements: int = 60,
@@ -77,7 +81,7 @@ def tune_lse(
 
     Args:
         dataset: training slices; nothing else is looked at.
-        center: (y, x) of the seed disc as fractions, from :func:`lsbook.training.densest_point`.
+        center: (y, x) of the seed disc as fractions, from :func:`lsbook.training.densest_point`, or a list of discs.
         steps: the most that are tried.
         draws: points drawn, each on every k-th slice, ``slices[0]`` in all; a tenth goes on to the ``slices[1]``.
         refinements: normal steps tried from the best; their width grows on success and shrinks on failure.

@@ -1,8 +1,9 @@
 """Does memory grow with the number of scans? ``python -m experiments.memory --out results/memory.json``.
 
 Scans of 512 x 512 x 300 voxels are generated once and linked under many names, so each is read, prepared and cached as
-a scan of its own. A new process reads ``BATCHES`` shuffled batches of all scans; what it holds itself (RssAnon, Linux)
-is its memory. Pages of the mapped slices (RssFile) are the system's, which drops them when it needs room.
+a scan of its own. A new process seeks the seed disc, which reads every slice, and reads ``BATCHES`` shuffled batches of
+all scans; what it holds itself (RssAnon, Linux) is its memory. Pages of the mapped slices (RssFile) grow with the scans
+that were read; they are the system's, which drops them when it needs room.
 """
 
 import argparse
@@ -27,13 +28,16 @@ import sys, torch
 from pathlib import Path
 from torch.utils.data import DataLoader
 from lsbook.ct import Preprocessing, SliceDataset, find_scans
+from lsbook.training import densest_point
 torch.set_num_threads(1)
 torch.manual_seed(0)
 dataset = SliceDataset(find_scans(sys.argv[1]), Preprocessing(128))
 def held(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
-before, most = held("RssAnon"), 0.0
+before = held("RssAnon")
+densest_point(dataset)
+most = held("RssAnon")
 for number, (image, share) in enumerate(DataLoader(dataset, 16, shuffle=True)):
     most = max(most, held("RssAnon"))
     if number + 1 == int(sys.argv[2]):

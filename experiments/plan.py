@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lsbook.augmentation import AUGMENTATIONS
 from lsbook.training import make_optimizer, segmentation_loss
 
-from .jobs import CLASSICAL, LEVEL_SET, RECIPES, STEPS, Job
+from .jobs import CLASSICAL, LEVEL_SET, STEPS, Job
 from .lse_search import SEARCHES
 from .run import Experiment, preprocessing, recipe_of, write_json
 from .variants import build
@@ -25,7 +25,7 @@ def seconds_per_slice(job: Job) -> float:
     fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
     search = SEARCHES[job.change.get("search", "usual")]
     most = search[1] if job.model == "lse" else STEPS  # the LSE finds its own number, up to that
-    options = {"steps": most * job.change.get("steps", 1)} if job.model in LEVEL_SET else {}
+    options = {"steps": round(most * job.change.get("steps", 1))} if job.model in LEVEL_SET else {}
     bare = build(job.model, **options)
     model, optimizer = fabric.setup(bare, make_optimizer(bare, recipe.rate))
     image, share = torch.zeros(recipe.batch, 1, size, size), torch.zeros(recipe.batch, 1, size, size)
@@ -52,8 +52,9 @@ def make_plan(experiment: Experiment, wanted: Sequence[Job], path: Path, known: 
             continue
         slices = len(experiment.datasets(job)[0])
         epoch = seconds_per_slice(job) * slices
-        total = epoch * RECIPES[job.model].epochs + (SEARCH_SECONDS if job.model == "lse" else 0)
-        plan[job.kind] = {"slices": slices, "cpu_seconds_per_epoch": epoch, "epochs": RECIPES[job.model].epochs}
+        epochs = recipe_of(job).epochs
+        total = epoch * epochs + (SEARCH_SECONDS if job.model == "lse" else 0)
+        plan[job.kind] = {"slices": slices, "cpu_seconds_per_epoch": epoch, "epochs": epochs}
         plan[job.kind]["cpu_seconds"] = total
     write_json(path, plan)
     return plan

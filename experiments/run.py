@@ -27,10 +27,11 @@ from lsbook.files import atomic_path
 from lsbook.training import densest_point, train
 
 from .classical import METHODS, Classical, tune
-from .jobs import CLASSICAL, FOLDS, LEVEL_SET, RECIPES, STEPS, Job, Recipe
+from .jobs import CLASSICAL, FOLDS, LEVEL_SET, RADIUS, RECIPES, STEPS, Job, Recipe
 from .lse_search import SEARCHES, tune_lse
 from .scoring import score_scan
 from .variants import Follow, build, load
+from .wider import WIDER
 
 
 class Experiment:
@@ -41,7 +42,8 @@ class Experiment:
         same_patient: names of the scans of one person, for each person with several.
         out: folder of the jobs' folders.
         known_spacing: whether distances in mm mean something.
-        devices: processes or GPUs of one job, as Lightning Fabric counts them.
+        devices: processes or GPUs of one job on each node, as Lightning Fabric counts them.
+        nodes: how many nodes work on one job; a launcher has started the processes there.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class Experiment:
         out: Path,
         known_spacing: bool = True,
         devices: int = 1,
+        nodes: int = 1,
     ):
         self.scans = {scan.name: scan for scan in scans}
         self.same_patient, self.out = same_patient, out
-        self.known_spacing, self.devices = known_spacing, devices
+        self.known_spacing, self.devices = known_spacing, {"devices": devices, "num_nodes": nodes}
 
     def parts(self, job: Job) -> Split:
         """Names of the job's scans for training, validation and test."""
@@ -88,7 +91,7 @@ class Experiment:
     def run(self, job: Job) -> None:
         """One job, from where it stands to its report; nothing if another process is at it or has finished it.
 
-        With several devices the first process holds the lock for all.
+        With several processes the first holds the lock for all.
         """
         folder = self.out / job.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +109,9 @@ class Experiment:
         """A classical peer with the settings that suit the training scans best."""
         started = time.process_time()
         center = densest_point(train_set)[:2]
-        found = tune(METHODS[job.model], train_set, center, seed=job.seed)
-        model = Classical(METHODS[job.model], found.settings, center)
+        peer = (WIDER if job.change.get("search") == "wide" else METHODS)[job.model]
+        found = tune(peer, train_set, center, seed=job.seed)
+        model = Classical(peer, found.settings, center)
         about = {"options": found.settings, "center": center, "training_dice": found.dice, "tried": found.tried}
         return model, about | {"commit": git_commit(), "training_cpu_seconds": time.process_time() - started}
 
@@ -117,7 +121,7 @@ class Experiment:
         clock = Clock(folder / "seconds.json")
         options, start_from = self.options(job, train_set)
         followers = [Follow(folder / "epochs")] if job.change.get("follow") else []
-        fabric = Fabric(accelerator="auto", devices=self.devices, precision=recipe.precision, callbacks=followers)
+        fabric = Fabric(accelerator="auto", precision=recipe.precision, callbacks=followers, **self.devices)
         about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
         about |= {"precision": recipe.precision} | versions()
         with clock:
@@ -152,19 +156,18 @@ class Experiment:
             below = load_checkpoint(path)[2]["options"]
             extra = {"checkpoint_every": 10} if job.model == "lsn" else {}
             return {key: below[key] for key in ("steps", "seed")} | extra, path
-        seed = densest_point(train_set)
+        seed = densest_point(train_set, job.change.get("radius", RADIUS))
+        discs = covering_discs(train_set, job.change["discs"]) if "discs" in job.change else None
         if job.model == "lse":
-            start = self.found(job, train_set, seed[:2])
+            start = self.found(job, train_set, discs if "search_discs" in job.change else seed[:2])
             about = load_checkpoint(start)[2]
             options = about["options"] | about.get("gray", {})
         else:
             start, options = None, {"steps": STEPS, "seed": seed}
         options["steps"] = round(options["steps"] * job.change.get("steps", 1))
-        if "discs" in job.change:
-            options["seed"] = covering_discs(train_set, job.change["discs"])
-        return options, start
+        return options | ({"seed": discs} if discs else {}), start
 
-    def found(self, job: Job, train_set: SliceDataset, center: tuple[float, float]) -> Path:
+    def found(self, job: Job, train_set: SliceDataset, center: Sequence) -> Path:
         """A checkpoint of the LSE with the settings that suit the training scans best; training starts from it."""
         folder = self.out / job.name
         start = folder / "start.safetensors"
@@ -209,7 +212,7 @@ def covering_discs(dataset: SliceDataset, count: int) -> list[tuple[float, float
     The mean liver holds the pixels that are liver in half of the slices. A disc may overlap earlier ones: its center is
     the farthest uncovered pixel from the mean liver's border.
     """
-    mean = torch.stack([share for _, share in dataset]).mean(dim=0)[0].numpy() > 0.5
+    mean = (sum(share for _, share in dataset)[0] / len(dataset)).numpy() > 0.5
     depth, size = distance_transform_edt(np.pad(mean, 1))[1:-1, 1:-1] - 0.5, len(mean)
     y, x = np.indices(mean.shape)
     open_, discs = depth.copy(), []

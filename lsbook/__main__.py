@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--start-from", type=Path, help="checkpoint whose weights the model takes over where it has them")
     c.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="default: all for U-Nets, gray for the others")
     c.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed", "16-mixed"))
-    c.add_argument("--devices", default="1", help="processes or GPUs, as Lightning Fabric counts them (default 1)")
+    c.add_argument("--devices", default="1", help="processes or GPUs of a node, as Fabric counts them (default 1)")
+    c.add_argument("--nodes", type=int, default=1, help="that a launcher such as torchrun has started (default 1)")
     c.add_argument("--out", type=Path, required=True)
 
     c = commands.add_parser("predict", help="segment a scan; the result is on the scan's own grid")
@@ -92,12 +93,11 @@ def command_train(args: argparse.Namespace) -> None:
     provenance = {key: getattr(args, key) for key in ("fold", "folds", "all_slices", "precision")} | versions()
     provenance |= {"data": args.data if args.data == "phantom" else folder.name, "scans": names._asdict()}
     provenance |= {"left_out": [scan.name for scan in found if scan.name not in scans]} if args.skip_bad else {}
-    devices = args.devices if args.devices == "auto" else int(args.devices)
-    fabric = Fabric(accelerator="auto", devices=devices, precision=args.precision)
+    devices = {"devices": args.devices if args.devices == "auto" else int(args.devices), "num_nodes": args.nodes}
+    fabric = Fabric(accelerator="auto", precision=args.precision, **devices)
     settings = {key: getattr(args, key) for key in ("epochs", "seed", "batch", "rate", "start_from")}
-    settings["augmentation"] = args.augmentation or ("all" if is_unet else "gray")
-    settings |= {"provenance": provenance, "fabric": fabric}
-    rows = train(args.model, options, *parts, preprocessing, args.out, **settings)
+    settings |= {"augmentation": args.augmentation or ("all" if is_unet else "gray"), "provenance": provenance}
+    rows = train(args.model, options, *parts, preprocessing, args.out, fabric=fabric, **settings)
     if fabric.global_rank == 0:
         if rows[-1]["loss"] > rows[0]["loss"]:
             told = f"the loss rose from {rows[0]['loss']:.4g} to {rows[-1]['loss']:.4g}"
@@ -105,8 +105,8 @@ def command_train(args: argparse.Namespace) -> None:
         model, _, info = load_checkpoint(args.out / "best.safetensors")
         results = {name: score_scan(model, preprocessing, scans[name]) for name in names.test}
         means = {key: float(np.mean([r[key] for r in results.values()])) for key in next(iter(results.values()))}
-        report = {"mean": means, "scans": results, "parameters": sum(p.numel() for p in model.parameters())}
-        report |= {"epochs": len(rows), "checkpoint": info}
+        report = {"mean": means, "scans": results, "epochs": len(rows), "checkpoint": info}
+        report["parameters"] = sum(p.numel() for p in model.parameters())
         with atomic_path(args.out / "metrics.json") as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n")
         print(json.dumps({"model": args.model, "fold": args.fold, **means}))
@@ -161,10 +161,11 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, or None outside a repository."""
-    here = Path(__file__).parent
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    return result.stdout.strip() or None
+    """Commit of the code that runs, or None outside a repository; "-dirty" if a Python file is not as committed."""
+    told = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    commit = subprocess.run(["git", "describe", "--always"], **told).stdout.strip()
+    changes = subprocess.run(["git", "status", "--porcelain", ":/*.py"], **told).stdout
+    return f"{commit}-dirty" if changes else commit or None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -62,9 +62,9 @@ def segmentation_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 def densest_point(dataset: SliceDataset, radius: float = 0.06) -> tuple[float, float, float]:
     """Seed disc (y, x, radius), as fractions: where most slices of the dataset have liver. Use training scans only."""
-    mean = torch.stack([target for _, target in dataset]).mean(dim=0, keepdim=True)
-    size = mean.shape[-1]
-    peak = int(gaussian_blur(mean, 0.02 * size).argmax())
+    total = sum(target for _, target in dataset)[None]  # one slice at a time: in memory is only their sum
+    size = total.shape[-1]
+    peak = int(gaussian_blur(total, 0.02 * size).argmax())
     return (peak // size + 0.5) / size, (peak % size + 0.5) / size, radius
 
 
@@ -180,12 +180,15 @@ def train(
         One row an epoch: epoch, loss, validation Dice, and for level set networks alpha, beta, gamma.
 
     Raises:
-        ValueError: if ``out`` holds a run with other settings or one that is at work, or a process would get no whole
-            number of slices.
+        ValueError: if ``out`` holds a run with other settings or one that is at work, if a process would get no whole
+            number of slices, or if ``torchrun`` started more processes than ``fabric`` knows of.
     """
     out = Path(out)
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     fabric.launch()
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if fabric.world_size < started:
+        raise ValueError(f"{started} processes were started, {fabric.world_size} asked for; give --devices and --nodes")
     torch.manual_seed(seed)
     bare = build(name, **options)
     settings = {"model": name, "options": options, "preprocessing": asdict(preprocessing), "slices": len(train_set)}
@@ -215,8 +218,8 @@ def train(
             number = seed * 100_003 + epoch
             torch.manual_seed(number + 1_000_000_007 * fabric.global_rank)
             loader = epoch_loader(fabric, train_set, batch, number)
-            row = {"epoch": epoch + 1}
-            row["loss"] = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmentation)
+            loss = train_epoch(fabric, model, optimizer, loader, epoch, epochs, augmentation)
+            row = {"epoch": epoch + 1, "loss": loss}
             row["validation_dice"] = float(np.mean(list(scan_dice(bare, validation_set, batch).values())))
             if isinstance(bare, LevelSetNetwork):
                 row |= dict(zip(("alpha", "beta", "gamma"), bare.coefficients().detach().tolist(), strict=True))
@@ -227,9 +230,8 @@ def train(
                     info = settings | {"epoch": epoch + 1} | (provenance or {})
                     save_checkpoint(out / "best.safetensors", bare, info)
                 write_log(out, rows)
-                state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"rows": rows, "settings": settings}
-                torch.save(state, content := io.BytesIO())  # into a full disk it would fail with a RuntimeError
+                state = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
+                torch.save(state | {"settings": settings}, content := io.BytesIO())  # a full disk: RuntimeError
                 with atomic_path(last) as partial:
                     partial.write_bytes(content.getbuffer())
             fabric.call("on_epoch_end", model=bare, epoch=epoch + 1)

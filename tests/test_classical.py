@@ -239,4 +239,4 @@ def test_a_peer_is_scored_as_a_network(cohort):
     volume, reference = read_scan(scan)
     found = segment(model, preprocessing, volume)
     assert dice(largest_component(preprocessing.restore(masks, volume) > 0.5), found) > 0.9
-    assert score_scan(model, preprocessing, scan)["dice_all_slices"] == dice(reference.data > 0, found)
+    assert score_scan(model, preprocessing, scan)["dice"] == dice(reference.data > 0, found)

@@ -162,6 +162,19 @@ def test_a_rung_takes_steps_and_seed_of_the_rung_below(experiment, monkeypatch):
     assert checkpoint["start_from"].startswith("lse-g-fold0-seed0/best.safetensors, sha256 ")
 
 
+def test_a_variant_changes_the_options_that_it_names_and_no_others(experiment):
+    def options(variant):
+        job = Job("lse-g", 0, 0, variant)
+        return experiment.options(job, experiment.datasets(job)[0])[0]
+
+    usual = options("")
+    assert options("half-the-steps") == usual | {"steps": usual["steps"] // 2}
+    assert options("twice-the-steps") == usual | {"steps": usual["steps"] * 2}
+    assert options("half-the-radius") == usual | {"seed": (*usual["seed"][:2], usual["seed"][2] / 2)}
+    assert options("twice-the-radius") == usual | {"seed": (*usual["seed"][:2], usual["seed"][2] * 2)}
+    assert Job("lsn", 1, 0, "longer").below == Job("lse-g", 1)
+
+
 def hold(path, ready):
     with locked(path) as mine:
         ready.put(mine)
@@ -356,7 +369,7 @@ def test_a_bad_scan_is_left_out_on_request_only(tmp_path, capsys, monkeypatch):
     image.write_bytes(image.read_bytes()[:200])
     seen = []
 
-    def stop(scans, *_):
+    def stop(scans, *_, **__):
         seen.extend(scan.name for scan in scans)
         raise ValueError("enough")
 

@@ -37,6 +37,14 @@ def test_coefficients_have_the_given_ratio_and_just_fit_the_stable_step(alpha, b
     }
 
 
+def test_several_discs_stay_as_they_are_and_the_rest_is_searched(slices):
+    discs = [(0.4, 0.3, 0.1), (0.6, 0.4, 0.05)]
+    found = tune_lse(slices, discs, 40, draws=4, refinements=2, slices=(4, 8))
+    assert found.options["seed"] == discs == [tuple(disc) for disc in found.network().seed]
+    other = tune_lse(slices, discs[0][:2], 40, draws=4, refinements=2, slices=(4, 8))
+    assert other.options["seed"][:2] == discs[0][:2] and other.dice != found.dice
+
+
 def test_best_stop_is_the_best_network(slices):
     start = candidate(point(contrast=0.1, sigma=1, radius=0.06, alpha=0.3, beta=2), densest_point(slices)[:2], 120)
     found = best_stop(start, sample(slices, len(slices)))

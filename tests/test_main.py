@@ -61,7 +61,7 @@ def test_train_reports_the_held_out_scans(trained, cohort):
     parts = split([scan.name for scan in find_scans(cohort)], 1, 4)
     assert list(report["scans"]) == parts.test
     assert report["checkpoint"]["scans"] == parts._asdict()
-    for key in ("dice", "dice_all_slices", "mean_slice_dice"):
+    for key in ("dice", "dice_liver_slices", "mean_slice_dice"):
         values = [scores[key] for scores in report["scans"].values()]
         assert report["mean"][key] == pytest.approx(np.mean(values))
         assert all(0.2 < value < 1 for value in values)
