@@ -12,6 +12,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import safe_open
+from torch.nn.functional import softplus
+
 from lsbook.files import atomic_path
 
 from .jobs import FOLDS, LADDER, Job
@@ -63,14 +66,23 @@ def check_alike(reports: dict[str, tuple[Path, dict]], groups: Sequence[Sequence
                 )
 
 
-def row_of(report: dict) -> dict:
-    """What is kept of a job's report: all but the slices."""
+def searched(start: Path) -> dict[str, float]:
+    """What the search of an LSE's settings left: their training Dice, and alpha and beta, in units of gamma."""
+    with safe_open(start, framework="pt") as file:
+        about, raw = json.loads(file.metadata()["lsbook"]), file.get_tensor("raw")
+    return {"dice": about["training_dice"], "alpha": float(softplus(raw[0]) / raw[2]), "beta": float(raw[1] / raw[2])}
+
+
+def row_of(folder: Path, report: dict) -> dict:
+    """What is kept of a job: its report, all but the slices, and what a search of an LSE's settings had found."""
     checkpoint = report.get("checkpoint", {})
     row = {"job": {key: report["job"][key] for key in ("model", "fold", "seed", "variant")}}
     row |= {key: checkpoint[key] for key in KEPT if key in checkpoint}
     row |= {key: report[key] for key in ("options", "center", "training_dice", "commit") if key in report}
     row |= {key: report[key] for key in ("parameters", "training_cpu_seconds", "split")}
     row |= {"log": report["log"]} if "log" in report else {}
+    start = folder / "start.safetensors"
+    row |= {"searched": searched(start)} if start.is_file() else {}
     row["scans"] = {name: {k: v for k, v in scan.items() if k != "slices"} for name, scan in report["scans"].items()}
     return row
 
@@ -106,7 +118,7 @@ def merge(folders: Sequence[Path], out: Path, groups: Sequence[Sequence[str]]) -
     """Write ``liver.json``, ``liver-slices.csv`` and the ladder's weights (seed 0, no variant) to ``out``."""
     reports = read_reports(folders)
     check_alike(reports, groups)
-    rows = {name: row_of(report) for name, (_, report) in reports.items()}
+    rows = {name: row_of(folder, report) for name, (folder, report) in reports.items()}
     kinds = list(dict.fromkeys((row["job"]["model"], row["job"]["variant"]) for row in rows.values()))
     summaries: dict[str, dict[str, Summary]] = {}
     for model, variant in kinds:

@@ -17,6 +17,7 @@ from experiments import __main__ as command
 from experiments import jobs as jobs_module
 from experiments import run as running
 from experiments.jobs import FOLDS, LADDER, RECIPES, VARIANTS, Job, Recipe, jobs
+from experiments.lse_search import candidate
 from experiments.merge import MEASURES, PRIMARY, merge
 from experiments.plan import make_plan, progress
 from experiments.run import Experiment, covering_discs, locked, recipe_of
@@ -239,6 +240,17 @@ def write_reports(folder, offsets, noise=0.005):
             scores = {str(n): mean + patient[n] + noise * rng.normal() for n in range(fold, 20, FOLDS)}
             path.write_text(json.dumps(report(job, scores)))
             (path.parent / "best.safetensors").write_bytes(b"weights of " + job.name.encode())
+
+
+def test_what_the_search_of_an_lse_had_found_is_kept(tmp_path):
+    write_reports(tmp_path / "runs", {"lse": 0.7})
+    found = candidate(np.log([0.1, 1, 0.06, 0.3, 2]), (0.4, 0.3), 120)
+    folder = tmp_path / "runs" / Job("lse", 2).name
+    save_checkpoint(folder / "start.safetensors", found.network(), {"training_dice": 0.75})
+    merge([tmp_path / "runs"], tmp_path / "results", [])
+    rows = json.loads((tmp_path / "results" / "liver.json").read_text())["jobs"]
+    assert [name for name, row in rows.items() if "searched" in row] == [folder.name]
+    assert rows[folder.name]["searched"] == {"dice": 0.75, "alpha": pytest.approx(0.3), "beta": pytest.approx(2)}
 
 
 @pytest.mark.parametrize(

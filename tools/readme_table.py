@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from experiments.classical import METHODS
 from experiments.jobs import CLASSICAL, LADDER, Job
 from lsbook.figures import NAMES
 from lsbook.files import atomic_path
@@ -27,18 +28,27 @@ def readme_table(result: dict) -> str:
     summaries, primary = result["summaries"], result["primary"]
     tools = [model for model in CLASSICAL if model in summaries]
     best = max(tools, key=lambda model: summaries[model][primary]["mean"], default="")
-    rows = ["| model | trained numbers | mean Dice (95 % interval) | worst patient | best patient |"]
+    rows = ["| model | trained numbers, tuned settings | mean Dice (95 % interval) | worst patient | best patient |"]
     rows.append("| --- | --- | --- | --- | --- |")
     for model in (LADDER[0], "lse gray", *LADDER[1:], "unet-textbook 256", best):
         if model not in summaries:
             continue
         dice, patients = summaries[model][primary], summaries[model]["patients"].values()
         name, _, variant = model.partition(" ")
-        numbers = result["jobs"][Job(name, 0, 0, variant).name]["parameters"]
-        numbers = "a few, tuned" if model == best else numbers
+        job = result["jobs"][Job(name, 0, 0, variant).name]
+        settings = tuned_settings(name, job["options"])
+        searched = f"{settings} tuned settings" if settings else ""
+        numbers = ", ".join(filter(None, [str(job["parameters"]) if model != best else "", searched]))
         interval = f"{dice['mean']:.3f} ({dice['low']:.3f} to {dice['high']:.3f})"
         rows.append(f"| {(NAMES | MORE)[model]} | {numbers} | {interval} | {min(patients):.3f} | {max(patients):.3f} |")
     return "\n".join(rows) + "\n"
+
+
+def tuned_settings(model: str, options: dict) -> int:
+    """How many settings a search chose: of the LSE all its options, of a classical tool those that have a choice."""
+    if model in METHODS:
+        return 1 + sum(len(values) > 1 for values in METHODS[model].space.values())  # one for the stop
+    return len(options) if model == LADDER[0] else 0
 
 
 if __name__ == "__main__":
