@@ -6,7 +6,6 @@ from its last epoch (:func:`lsbook.training.train`).
 """
 
 import argparse
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from scipy.ndimage import distance_transform_edt
@@ -243,13 +243,19 @@ class Clock:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Whether this process holds the lock of that file; the system frees it when the process ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
+    """Whether this process holds the lock of that file; the system frees it when the process ends, however it ends.
+
+    Raises:
+        OSError: if the file cannot be locked at all.
+    """
+    try:
+        held = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        yield False
+    except (OSError, NotImplementedError) as error:
+        raise OSError(f"{path}: cannot be locked ({error}); give an --out on a disk that has locks") from error
+    else:
+        with held:
             yield True
 
 

@@ -1,6 +1,8 @@
 """The experiment: which jobs, that cut and finished jobs go on or stay, what a report holds, and the verdicts."""
 
 import csv
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -200,6 +202,16 @@ def test_a_job_in_work_elsewhere_is_passed_over_until_that_process_dies(experime
         other.join()
     with locked(lock) as mine:
         assert mine
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="lock: cannot be locked .*No locks available.*give an --out on a disk"):
+        with locked(tmp_path / "lock"):
+            pass
 
 
 def test_the_plan_measures_each_network_once_and_progress_says_what_is_left(experiment, monkeypatch):
