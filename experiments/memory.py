@@ -1,8 +1,8 @@
 """Does memory grow with the number of scans? ``python -m experiments.memory --out results/memory.json``.
 
 Scans of 512 x 512 x 300 voxels are generated once and linked under many names, so each is read, prepared and cached as
-a scan of its own. A new process seeks the seed disc, which reads every slice, and reads ``BATCHES`` shuffled batches of
-all scans; what it holds itself (RssAnon, Linux) is its memory. Pages of the mapped slices (RssFile) grow with the scans
+a scan of its own. A new process seeks the seed disc, which reads every slice, reads ``BATCHES`` shuffled batches of all
+scans, and scores a network on all slices; what it holds itself (RssAnon, Linux) is its memory. Pages of the mapped slices (RssFile) grow with the scans
 that were read; they are the system's, which drops them when it needs room.
 """
 
@@ -28,7 +28,7 @@ import sys, torch
 from pathlib import Path
 from torch.utils.data import DataLoader
 from lsbook.ct import Preprocessing, SliceDataset, find_scans
-from lsbook.training import densest_point
+from lsbook.training import densest_point, scan_dice
 torch.set_num_threads(1)
 torch.manual_seed(0)
 dataset = SliceDataset(find_scans(sys.argv[1]), Preprocessing(128))
@@ -42,6 +42,12 @@ for number, (image, share) in enumerate(DataLoader(dataset, 16, shuffle=True)):
     most = max(most, held("RssAnon"))
     if number + 1 == int(sys.argv[2]):
         break
+class Watched(torch.nn.Conv2d):
+    def forward(self, image):
+        global most
+        most = max(most, held("RssAnon"))
+        return super().forward(image)
+scan_dice(Watched(1, 1, 1), dataset)
 print(len(dataset), before, most, held("RssFile"))
 """
 

@@ -20,8 +20,12 @@ def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
         ValueError: if the shapes differ.
     """
     a, b = inside(reference, prediction)
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
+    return dice_of_counts(int((a & b).sum()), int(a.sum()) + int(b.sum()))
+
+
+def dice_of_counts(shared: int, total: int) -> float:
+    """Dice of two masks that share so many pixels or voxels and hold so many in all; 1 if both are empty."""
+    return 2 * shared / total if total else 1.0
 
 
 def slice_dice(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:

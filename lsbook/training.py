@@ -28,7 +28,7 @@ from .checkpoints import save_checkpoint, take_over
 from .ct import Preprocessing, SliceDataset
 from .files import atomic_path, hold
 from .levelset import gaussian_blur
-from .metrics import dice
+from .metrics import dice_of_counts
 from .networks import LevelSetNetwork, build_model
 from .nifti import one_line
 
@@ -82,14 +82,13 @@ def scan_dice(model: nn.Module, dataset: SliceDataset, batch: int = 16) -> dict[
     """Dice of each scan over all its slices in the dataset, at working size, threshold 0.5."""
     device = next(model.parameters()).device
     model.eval()
-    found, truth = [], []
+    counts, numbers = np.zeros((len(dataset.scans), 2), int), iter([number for number, _ in dataset.index])
     with torch.no_grad():
         for image, target in DataLoader(dataset, batch):
-            found.append((model(image.to(device)) > 0.5).cpu().numpy())
-            truth.append((target > 0.5).numpy())
-    found, truth = np.concatenate(found), np.concatenate(truth)
-    numbers = np.array([number for number, _ in dataset.index])
-    return {scan.name: dice(truth[numbers == n], found[numbers == n]) for n, scan in enumerate(dataset.scans)}
+            found, truth = (model(image.to(device)) > 0.5).cpu(), target > 0.5
+            for a, b, n in zip(truth, found, numbers, strict=False):
+                counts[n] += int((a & b).sum()), int(a.sum()) + int(b.sum())
+    return {scan.name: dice_of_counts(*map(int, row)) for scan, row in zip(dataset.scans, counts, strict=True)}
 
 
 def learning_rate(progress: float) -> float:
