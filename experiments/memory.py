@@ -2,8 +2,8 @@
 
 Scans of 512 x 512 x 300 voxels are generated once and linked under many names, so each is read, prepared and cached as
 a scan of its own. A new process seeks the seed disc, which reads every slice, reads ``BATCHES`` shuffled batches of all
-scans, and scores a network on all slices; what it holds itself (RssAnon, Linux) is its memory. Pages of the mapped slices (RssFile) grow with the scans
-that were read; they are the system's, which drops them when it needs room.
+scans, and scores a network on all slices; what it holds itself (RssAnon, Linux) is its memory. Pages of the mapped
+slices (RssFile) grow with the scans that were read; they are the system's, which drops them when it needs room.
 """
 
 import argparse
