@@ -50,6 +50,8 @@ VARIANTS: dict[str, dict] = {
     "gray": {"search": "gray"},  # also: the balloon asks the gray value (experiments.variants.GrayLSE)
     "gray-first": {"search": "gray-first"},  # the same in the ranges that were searched first
     "longer": {"epochs": 6},  # of the LSN
+    "24-epochs": {"epochs": 24},  # of the LSE-G
+    "as-lse-g": {"like": "lse-g"},  # steps, disc, epochs and changed slices of the LSE-G: what is left is g
     "plain": {"augmentation": "none"},
     "no-batch-norm": {"batch_norm": False},
     "256": {"size": 256},
@@ -94,9 +96,10 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
 
     main: the ladder on all folds. classical: the peers on all folds. seeds: two more seeds on fold 0. ablations: one
     change at a time on fold 0. solver: the LSE with settings from wider ranges, and with a balloon that asks gray
-    values, on all folds. tuning: other steps, seeds and epochs of single folds, to be judged by validation, and the
-    classical peers in wider ranges. fine: the best network at 256 x 256 pixels on all folds. kernels: the paper's U-Net
-    with kernels kept in a subspace, or followed through its training, and MONAI's U-Net, on all folds.
+    values, on all folds. tuning: other steps, seeds and epochs of single folds, to be judged by validation, the LSE
+    trained as the LSE-G is, and the classical peers in wider ranges. fine: the best network at 256 x 256 pixels on all
+    folds. kernels: the paper's U-Net with kernels kept in a subspace, or followed through its training, and MONAI's
+    U-Net, on all folds.
 
     Raises:
         ValueError: for an unknown set.
@@ -110,7 +113,8 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         + [Job("lse-g", 0, 0, "plain")],
         "solver": [Job("lse", fold, 0, v) for v in ("wide", "gray", "gray-first") for fold in range(folds)],
         "tuning": [Job("lse-g", 0, 0, v) for v in ("half-the-steps", "half-the-radius", "twice-the-radius")]
-        + [Job("lse", 0, 0, "many-discs-searched"), Job("lsn", 1, 0, "longer")]
+        + [Job("lse", 0, 0, "many-discs-searched"), Job("lsn", 1, 0, "longer"), Job("lse-g", 0, 0, "24-epochs")]
+        + [Job("lse", fold, 0, "as-lse-g") for fold in range(folds)]
         + [Job(model, fold, 0, "wide") for model in CLASSICAL for fold in range(folds)],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
         "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]

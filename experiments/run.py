@@ -6,6 +6,7 @@ from its last epoch (:func:`lsbook.training.train`).
 """
 
 import argparse
+import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from scipy.ndimage import distance_transform_edt
@@ -92,10 +92,15 @@ class Experiment:
         """One job, from where it stands to its report; nothing if another process is at it or has finished it.
 
         With several processes the first holds the lock for all.
+
+        Raises:
+            ValueError: if another run holds it, and other processes of this one would wait for the first for ever.
         """
         folder = self.out / job.name
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext(True) if rank_zero_only.rank else locked(folder / "lock") as mine:
+            if not mine and max(self.devices.values()) > 1:
+                raise ValueError(f"{folder}: another run is at work on this job; wait for its end, or take another")
             if mine and not self.report(job).is_file():
                 train_set, validation_set = self.datasets(job)
                 if job.model in CLASSICAL:
@@ -119,9 +124,10 @@ class Experiment:
         """A network after its training; (None, ...) in a process that only helped to train it."""
         folder, recipe = self.out / job.name, recipe_of(job)
         clock = Clock(folder / "seconds.json")
+        callbacks = [] if rank_zero_only.rank else [clock]
         options, start_from = self.options(job, train_set)
-        followers = [Follow(folder / "epochs")] if job.change.get("follow") else []
-        fabric = Fabric(accelerator="auto", precision=recipe.precision, callbacks=followers, **self.devices)
+        callbacks += [Follow(folder / "epochs")] if job.change.get("follow") else []
+        fabric = Fabric(accelerator="auto", precision=recipe.precision, callbacks=callbacks, **self.devices)
         about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
         about |= {"precision": recipe.precision} | versions()
         with clock:
@@ -145,7 +151,7 @@ class Experiment:
         if fabric.global_rank:
             return None, {}
         model, info = load(folder / "best.safetensors")
-        return model, {"checkpoint": info, "log": rows, "training_cpu_seconds": clock.total}
+        return fabric.to_device(model), {"checkpoint": info, "log": rows, "training_cpu_seconds": clock.total}
 
     def options(self, job: Job, train_set: SliceDataset) -> tuple[dict, Path | None]:
         """The model's options, and the weights that it starts from."""
@@ -164,6 +170,8 @@ class Experiment:
             options = about["options"] | about.get("gray", {})
         else:
             start, options = None, {"steps": STEPS, "seed": seed}
+        if job.change.get("like") == "lse-g":
+            options |= {"steps": STEPS, "seed": seed}
         options["steps"] = round(options["steps"] * job.change.get("steps", 1))
         return options | ({"seed": discs} if discs else {}), start
 
@@ -196,8 +204,8 @@ class Experiment:
 
 
 def recipe_of(job: Job) -> Recipe:
-    """The recipe of the job's model with the job's change."""
-    recipe = RECIPES[job.model]
+    """The recipe of the job's model, or of the one that it is to be like, with the job's change."""
+    recipe = RECIPES[job.change.get("like", job.model)]
     return Recipe(**(asdict(recipe) | {key: v for key, v in job.change.items() if key in asdict(recipe)}))
 
 
@@ -224,7 +232,10 @@ def covering_discs(dataset: SliceDataset, count: int) -> list[tuple[float, float
 
 
 class Clock:
-    """Adds the CPU seconds of a block to those of earlier, cut processes, kept in a file."""
+    """Adds the CPU seconds of a block to those of earlier, cut processes, kept in a file: at its end, and each epoch.
+
+    Of a process that was killed, the seconds since its last epoch are lost. Of several processes the first counts.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -234,7 +245,17 @@ class Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        write_json(self.path, self.total + time.process_time() - self.started)
+        self.keep()
+
+    def on_epoch_end(self, model: torch.nn.Module, epoch: int) -> None:
+        self.keep()
+
+    def keep(self) -> None:
+        """Write the seconds until now."""
+        now = time.process_time()
+        if not rank_zero_only.rank:
+            write_json(self.path, self.total + now - self.started)
+        self.started = now
 
     @property
     def total(self) -> float:
@@ -248,14 +269,14 @@ def locked(path: Path) -> Iterator[bool]:
     Raises:
         OSError: if the file cannot be locked at all.
     """
-    try:
-        held = FileLock(path).acquire(timeout=0)
-    except Timeout:
-        yield False
-    except (OSError, NotImplementedError) as error:
-        raise OSError(f"{path}: cannot be locked ({error}); give an --out on a disk that has locks") from error
-    else:
-        with held:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError as error:
+            raise OSError(f"{path}: cannot be locked ({error.strerror}); give an --out on a disk with locks") from error
+        else:
             yield True
 
 

@@ -103,7 +103,7 @@ def command_train(args: argparse.Namespace) -> None:
             told = f"the loss rose from {rows[0]['loss']:.4g} to {rows[-1]['loss']:.4g}"
             print(f"lsbook: {told}; the epoch of the best validation is kept, lower --rate", file=sys.stderr)
         model, _, info = load_checkpoint(args.out / "best.safetensors")
-        results = {name: score_scan(model, preprocessing, scans[name]) for name in names.test}
+        results = {name: score_scan(fabric.to_device(model), preprocessing, scans[name]) for name in names.test}
         means = {key: float(np.mean([r[key] for r in results.values()])) for key in next(iter(results.values()))}
         report = {"mean": means, "scans": results, "epochs": len(rows), "checkpoint": info}
         report["parameters"] = sum(p.numel() for p in model.parameters())

@@ -22,7 +22,7 @@ from experiments.jobs import FOLDS, LADDER, RECIPES, VARIANTS, Job, Recipe, jobs
 from experiments.lse_search import candidate
 from experiments.merge import MEASURES, PRIMARY, merge
 from experiments.plan import make_plan, progress
-from experiments.run import Experiment, covering_discs, locked, recipe_of
+from experiments.run import Clock, Experiment, covering_discs, locked, recipe_of
 from experiments.scoring import score_masks
 from lsbook.checkpoints import save_checkpoint
 from lsbook.ct import find_scans
@@ -202,6 +202,38 @@ def test_a_job_in_work_elsewhere_is_passed_over_until_that_process_dies(experime
         other.join()
     with locked(lock) as mine:
         assert mine
+
+
+def test_of_several_processes_none_waits_for_a_first_that_found_the_job_taken(experiment):
+    job = Job("unet", 1)
+    together = Experiment(list(experiment.scans.values()), [], experiment.out, known_spacing=False, nodes=2)
+    folder = experiment.out / job.name
+    folder.mkdir(parents=True)
+    with locked(folder / "lock") as mine:
+        assert mine
+        with pytest.raises(ValueError, match="unet-fold1-seed0: another run is at work on this job; wait"):
+            together.run(job)
+
+
+def test_the_clock_keeps_the_seconds_of_each_epoch_and_adds_those_of_later_lives(tmp_path):
+    clock = Clock(tmp_path / "seconds.json")
+    clock.__enter__()  # and no exit: the process is killed
+    work = [i**2 for i in range(200_000)]
+    clock.on_epoch_end(model=None, epoch=1)
+    first = clock.total
+    assert len(work) and first > 0
+    with Clock(tmp_path / "seconds.json") as clock:
+        sorted(work, key=lambda x: -x)
+    assert clock.total > first
+
+
+def test_the_lse_like_lse_g_has_its_steps_disc_and_recipe(experiment, monkeypatch):
+    monkeypatch.setattr(running, "tune_lse", lambda *_, **__: candidate(np.log([0.1, 1, 0.02, 0.3, 2]), (0.4, 0.3), 80))
+    job = Job("lse", 0, 0, "as-lse-g")
+    options, _ = experiment.options(job, experiment.datasets(job)[0])
+    like, _ = experiment.options(Job("lse-g", 0), experiment.datasets(job)[0])
+    assert options == like | {"contrast": pytest.approx(0.1), "sigma": pytest.approx(1)}
+    assert recipe_of(job) == RECIPES["lse-g"] != RECIPES["lse"]
 
 
 def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
