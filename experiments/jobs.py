@@ -115,6 +115,7 @@ def jobs(sets: list[str], folds: int = FOLDS) -> list[Job]:
         "tuning": [Job("lse-g", 0, 0, v) for v in ("half-the-steps", "half-the-radius", "twice-the-radius")]
         + [Job("lse", 0, 0, "many-discs-searched"), Job("lsn", 1, 0, "longer"), Job("lse-g", 0, 0, "24-epochs")]
         + [Job("lse", fold, 0, "as-lse-g") for fold in range(folds)]
+        + [Job("lse-g", fold, 0, "half-the-radius") for fold in range(1, folds)]  # after it had won on fold 0
         + [Job(model, fold, 0, "wide") for model in CLASSICAL for fold in range(folds)],
         "fine": [Job("unet-textbook", fold, 0, "256") for fold in range(folds)],
         "kernels": [Job("unet", fold, 0, v) for v in ("mean-zero", "stencils", "followed") for fold in range(folds)]
