@@ -12,11 +12,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-from torch.nn.functional import softplus
-
+from lsbook.checkpoints import load_checkpoint
 from lsbook.files import atomic_path
 
+from .classical import METHODS
 from .jobs import FOLDS, LADDER, Job
 from .run import read_json
 from .scoring import DISTANCES
@@ -68,9 +67,9 @@ def check_alike(reports: dict[str, tuple[Path, dict]], groups: Sequence[Sequence
 
 def searched(start: Path) -> dict[str, float]:
     """What the search of an LSE's settings left: their training Dice, and alpha and beta, in units of gamma."""
-    with safe_open(start, framework="pt") as file:
-        about, raw = json.loads(file.metadata()["lsbook"]), file.get_tensor("raw")
-    return {"dice": about["training_dice"], "alpha": float(softplus(raw[0]) / raw[2]), "beta": float(raw[1] / raw[2])}
+    model, _, about = load_checkpoint(start)
+    alpha, beta, gamma = model.coefficients().detach()
+    return {"dice": about["training_dice"], "alpha": float(alpha / gamma), "beta": float(beta / gamma)}
 
 
 def row_of(folder: Path, report: dict) -> dict:
@@ -85,6 +84,13 @@ def row_of(folder: Path, report: dict) -> dict:
     row |= {"searched": searched(start)} if start.is_file() else {}
     row["scans"] = {name: {k: v for k, v in scan.items() if k != "slices"} for name, scan in report["scans"].items()}
     return row
+
+
+def tuned_settings(model: str, options: dict) -> int:
+    """How many settings a search chose: of the LSE all its options, of a classical tool those that have a choice."""
+    if model in METHODS:
+        return 1 + sum(len(values) > 1 for values in METHODS[model].space.values())  # one for the stop
+    return len(options) if model == LADDER[0] else 0
 
 
 def patients(rows: dict[str, dict], model: str, variant: str, measure: str, groups: Sequence[Sequence[str]]) -> dict:

@@ -124,9 +124,8 @@ class Experiment:
         """A network after its training; (None, ...) in a process that only helped to train it."""
         folder, recipe = self.out / job.name, recipe_of(job)
         clock = Clock(folder / "seconds.json")
-        callbacks = [] if rank_zero_only.rank else [clock]
         options, start_from = self.options(job, train_set)
-        callbacks += [Follow(folder / "epochs")] if job.change.get("follow") else []
+        callbacks = [clock, *([Follow(folder / "epochs")] if job.change.get("follow") else [])]
         fabric = Fabric(accelerator="auto", precision=recipe.precision, callbacks=callbacks, **self.devices)
         about = {"fold": job.fold, "folds": FOLDS, "scans": self.parts(job)._asdict(), "job": job.name}
         about |= {"precision": recipe.precision} | versions()

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), help="default: all for U-Nets, gray for the others")
     c.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed", "16-mixed"))
     c.add_argument("--devices", default="1", help="processes or GPUs of a node, as Fabric counts them (default 1)")
-    c.add_argument("--nodes", type=int, default=1, help="that a launcher such as torchrun has started (default 1)")
+    c.add_argument("--nodes", type=int, default=1, help="nodes, started by a launcher such as torchrun (default 1)")
     c.add_argument("--out", type=Path, required=True)
 
     c = commands.add_parser("predict", help="segment a scan; the result is on the scan's own grid")

@@ -86,7 +86,7 @@ def scan_dice(model: nn.Module, dataset: SliceDataset, batch: int = 16) -> dict[
     with torch.no_grad():
         for image, target in DataLoader(dataset, batch):
             found, truth = (model(image.to(device)) > 0.5).cpu(), target > 0.5
-            for a, b, n in zip(truth, found, numbers, strict=False):
+            for a, b, n in zip(truth, found, numbers, strict=False):  # numbers last: no end of a batch takes one
                 counts[n] += int((a & b).sum()), int(a.sum()) + int(b.sum())
     return {scan.name: dice_of_counts(*map(int, row)) for scan, row in zip(dataset.scans, counts, strict=True)}
 

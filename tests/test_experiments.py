@@ -290,7 +290,8 @@ def test_what_the_search_of_an_lse_had_found_is_kept(tmp_path):
     write_reports(tmp_path / "runs", {"lse": 0.7})
     found = candidate(np.log([0.1, 1, 0.06, 0.3, 2]), (0.4, 0.3), 120)
     folder = tmp_path / "runs" / Job("lse", 2).name
-    save_checkpoint(folder / "start.safetensors", found.network(), {"training_dice": 0.75})
+    about = {"model": "lse", "options": found.options, "preprocessing": {}, "training_dice": 0.75}
+    save_checkpoint(folder / "start.safetensors", found.network(), about)
     merge([tmp_path / "runs"], tmp_path / "results", [])
     rows = json.loads((tmp_path / "results" / "liver.json").read_text())["jobs"]
     assert [name for name, row in rows.items() if "searched" in row] == [folder.name]

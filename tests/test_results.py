@@ -98,3 +98,13 @@ def test_memory_of_data_loading_does_not_grow_with_the_number_of_scans():
     assert [row["scans"] for row in rows] == [5, 31, 131]
     assert rows[-1]["slices"] > 25 * rows[0]["slices"]
     assert rows[-1]["most_mib"] < 1.05 * rows[0]["most_mib"]
+
+
+def test_the_paper_s_unet_trained_again_from_another_commit_is_the_same_to_the_last_digit():
+    def numbers(variant: str) -> list:
+        rows = [LIVER["jobs"]["-".join(filter(None, ["unet", variant, f"fold{fold}-seed0"]))] for fold in range(5)]
+        scores = [{k: v for k, v in s.items() if "seconds" not in k} for row in rows for s in row["scans"].values()]
+        return [row["commit"] for row in rows], [row["log"] for row in rows], scores
+
+    (commits, *first), (others, *again) = numbers(""), numbers("followed")
+    assert first == again and not set(commits) & set(others)

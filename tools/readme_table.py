@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from experiments.classical import METHODS
 from experiments.jobs import CLASSICAL, LADDER, Job
+from experiments.merge import tuned_settings
 from lsbook.figures import NAMES
 from lsbook.files import atomic_path
 
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OTHERS = ("threshold", "Chan–Vese", "morphological geodesic contour", "ITK's geodesic contour")
 MORE = {"lse gray": "LSE, gray balloon (added later)", "unet-textbook 256": "the same at 256 × 256 pixels"}
-MORE |= zip(CLASSICAL, OTHERS, strict=True)
+for tool, told in zip(CLASSICAL, OTHERS, strict=True):
+    MORE |= {tool: told, f"{tool} wide": f"{told}, tuned in wider ranges (added later)"}
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
 
@@ -40,16 +41,8 @@ def readme_table(result: dict) -> str:
         searched = f"{settings} tuned settings" if settings else ""
         numbers = ", ".join(filter(None, [str(job["parameters"]) if model != best else "", searched]))
         interval = f"{dice['mean']:.3f} ({dice['low']:.3f} to {dice['high']:.3f})"
-        label = (NAMES | MORE).get(model, f"{MORE.get(name)}, tuned in wider ranges (added later)")
-        rows.append(f"| {label} | {numbers} | {interval} | {min(patients):.3f} | {max(patients):.3f} |")
+        rows.append(f"| {(NAMES | MORE)[model]} | {numbers} | {interval} | {min(patients):.3f} | {max(patients):.3f} |")
     return "\n".join(rows) + "\n"
-
-
-def tuned_settings(model: str, options: dict) -> int:
-    """How many settings a search chose: of the LSE all its options, of a classical tool those that have a choice."""
-    if model in METHODS:
-        return 1 + sum(len(values) > 1 for values in METHODS[model].space.values())  # one for the stop
-    return len(options) if model == LADDER[0] else 0
 
 
 if __name__ == "__main__":
